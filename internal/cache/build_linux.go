@@ -1,0 +1,212 @@
+package cache
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shiftoverlay/shiftoverlay/internal/linux"
+)
+
+// acquireSlow is Acquire after a miss: it becomes the builder of the key, or
+// waits until the builder has published or died.
+func (c *Cache) acquireSlow(ctx context.Context, ref Ref, user string, b Builder) (*Entry, error) {
+	if err := c.makeDirs(); err != nil {
+		return nil, err
+	}
+	release, err := lockFile(ctx, filepath.Join(c.dir, locksName, ref.Key.String()+lockSuffix), true)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	e, err := c.lookup(ctx, ref, user)
+	var miss *MissError
+	if !errors.As(err, &miss) {
+		return e, err // somebody else built it meanwhile
+	}
+	bctx, leave, err := c.buildSlot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	var users []string
+	if miss.Reason != Absent {
+		if users, err = c.discard(ctx, ref); err != nil {
+			return nil, err
+		}
+	}
+	if err := c.sweep(ctx); err != nil {
+		// What is left over must not keep anybody from starting.
+		c.logf("cache: %v", err)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if !slices.Contains(users, user) {
+		users = append(users, user)
+	}
+	return c.build(bctx, ref, users, b)
+}
+
+// build makes and publishes an entry. The caller holds the key's lock.
+func (c *Cache) build(ctx context.Context, ref Ref, users []string, b Builder) (*Entry, error) {
+	tmp, err := c.newTemp()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err := tmp.remove(); err != nil {
+			c.logf("cache: %v", err)
+		}
+	}()
+	data := filepath.Join(tmp.path, dataName)
+	for _, dir := range []string{tmp.path, data, filepath.Join(tmp.path, usersName)} {
+		if err := makeDir(dir); err != nil {
+			return nil, fmt.Errorf("prepare build: %w", err)
+		}
+	}
+	if err := b.Build(ctx, data); err != nil {
+		if ctx.Err() != nil && !errors.Is(err, ctx.Err()) {
+			err = errors.Join(err, ctx.Err())
+		}
+		return nil, fmt.Errorf("build: %w", err)
+	}
+	now := c.now()
+	m := meta{Version: metaVersion, BootID: c.bootID, Built: now, Meta: b.Meta}
+	if b.Stats != nil {
+		if s := b.Stats(); s != (Stats{}) {
+			m.Stats = &s
+		}
+	}
+	text, err := json.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("describe build: %w", err)
+	}
+	if len(text) >= metaLimit {
+		return nil, fmt.Errorf("describe build: Meta has %d bytes, at most %d fit: %w", len(b.Meta), metaLimit, unix.EFBIG)
+	}
+	if err := writeFile(filepath.Join(tmp.path, metaName), append(text, '\n')); err != nil {
+		return nil, fmt.Errorf("describe build: %w", err)
+	}
+	for _, user := range users {
+		if err := writeFile(filepath.Join(tmp.path, usersName, user), nil); err != nil {
+			return nil, fmt.Errorf("register user: %w", err)
+		}
+	}
+	used := filepath.Join(tmp.path, usedName)
+	if err := writeFile(used, nil); err != nil {
+		return nil, fmt.Errorf("note use: %w", err)
+	}
+	if err := os.Chtimes(used, now, now); err != nil {
+		return nil, fmt.Errorf("note use: %w", err)
+	}
+	if err := c.publish(tmp.path, ref); err != nil {
+		return nil, err
+	}
+	return &Entry{ref: ref, path: c.path(ref), meta: m, builtNow: true}, nil
+}
+
+// publish moves a finished build to its place. The folder of the layer can
+// vanish at any time, when its last other entry is trimmed or all of them are
+// staged for removal.
+func (c *Cache) publish(from string, ref Ref) error {
+	for {
+		if err := os.Mkdir(filepath.Join(c.dir, ref.Layer), 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("publish: %w", err)
+		}
+		err := os.Rename(from, c.path(ref))
+		if err == nil {
+			return nil
+		}
+		if _, gone := os.Lstat(from); gone != nil || !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("publish: %w", err)
+		}
+	}
+}
+
+// discard removes an entry that cannot be trusted and returns its users, who
+// still need the one that takes its place. The caller holds the key's lock.
+func (c *Cache) discard(ctx context.Context, ref Ref) (users []string, err error) {
+	fd, err := c.openEntry(ctx, ref, unix.LOCK_EX)
+	if _, ok := errors.AsType[*MissError](err); ok {
+		return nil, nil // trimmed meanwhile
+	}
+	if err != nil {
+		return nil, err
+	}
+	users, err = readNamesAt(fd, usersName)
+	var tmp *temp
+	if err == nil {
+		// Nobody else can publish at this path now.
+		tmp, err = c.trash(unix.AT_FDCWD, c.path(ref))
+	}
+	unlock(fd)
+	if absent(err) {
+		return users, nil // the layer was removed meanwhile
+	}
+	if err != nil {
+		return nil, fmt.Errorf("discard: %w", err)
+	}
+	if err := tmp.remove(); err != nil {
+		c.logf("cache: %v", err) // the next sweep tries again
+	}
+	return users, nil
+}
+
+// makeDirs makes the folders that a build needs.
+func (c *Cache) makeDirs() error {
+	if err := os.MkdirAll(filepath.Dir(c.dir), 0o711); err != nil {
+		return fmt.Errorf("make cache folder: %w", err)
+	}
+	for _, dir := range []string{c.dir, filepath.Join(c.dir, tmpName), filepath.Join(c.dir, locksName)} {
+		if err := makeDir(dir); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("make cache folder: %w", err)
+		}
+		// An administrator's "setfacl -R -d" of the whole store would give
+		// every shifted file an ACL that the image does not have.
+		if err := dropACL(dir); err != nil {
+			return fmt.Errorf("make cache folder: %w", err)
+		}
+	}
+	return nil
+}
+
+// makeDir makes a folder with exactly mode 0700, whatever umask, the parent's
+// default ACL and its set-group-ID bit have to say.
+func makeDir(path string) error {
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return err
+	}
+	if err := dropACL(path); err != nil {
+		return err
+	}
+	return linux.Fchmodat(unix.AT_FDCWD, path, 0o700)
+}
+
+// dropACL removes the default ACL of a folder, which new files would inherit,
+// and the one it inherited itself (acl(5)).
+func dropACL(path string) error {
+	for _, name := range []string{"system.posix_acl_default", "system.posix_acl_access"} {
+		err := unix.Lremovexattr(path, name)
+		if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
+			return &os.PathError{Op: "removexattr " + name, Path: path, Err: err}
+		}
+	}
+	return nil
+}
+
+// writeFile makes a file that must not exist.
+func writeFile(path string, text []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	return errors.Join(err, f.Close())
+}

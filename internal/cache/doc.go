@@ -1,0 +1,67 @@
+// Package cache keeps shifted lowers on disk: one entry for each chain of
+// layers, mapping and engine, built aside, published whole, trimmed. It knows
+// no engine and no storage library; what an entry holds is the caller's
+// business.
+//
+// # Vocabulary
+//
+// A key names what an entry holds; whoever computes it must put everything in
+// it that changes the result (layers, normalised mapping, engine, format
+// version). A layer groups the entries whose chain it is the uppermost layer
+// of, so that all of them can go when the layer goes. A user is a name,
+// usually the ID of a container's layer, that stays registered with an entry
+// from Acquire until Release: through mounts, stops and reboots. An entry that
+// has a living user is not trimmed. Durable says that the entry reached the
+// disk and can be believed after a crash.
+//
+// # Layout
+//
+// Below the cache's folder, which is made at the first build (mode 0700, no
+// default ACL):
+//
+//	<layer>/<key>/data/         what Builder.Build filled
+//	<layer>/<key>/meta.json     version, boot ID, time of the build, the builder's own record
+//	<layer>/<key>/users/<user>  an empty file for each registered user
+//	<layer>/<key>/used          empty; its modification time is the last use, to the minute
+//	<layer>/<key>/size          allocated bytes and inodes, once somebody asked
+//	<layer>/<key>/durable       empty; there when syncfs(2) followed the build
+//	tmp/<random>/               a build under way, or something that is being deleted
+//	tmp/<random>.lock           held by the living owner of tmp/<random>
+//	locks/<key>.lock            held by the one builder of a key
+//	locks/slot-<n>              held by a running build, to bound their number
+//
+// # What is promised
+//
+// Nothing is ever half there. A build happens in tmp/ and appears by
+// rename(2); a removal is a rename(2) into tmp/ before the first file is
+// deleted. Whoever dies leaves something in tmp/ whose lock nobody holds: the
+// next builder and the next Trim delete it. Locks are flock(2) locks, which
+// the kernel releases with their holder.
+//
+// An entry is used at once after its build, without fsync(2): as long as the
+// machine runs, what was written can be read. After a crash that is not so
+// (rename may be on the disk without the files), therefore an entry that was
+// built under another boot ID and lacks the durable mark is built anew.
+// MarkDurable sets the mark, when the caller has time for it. A file system
+// that loses writes while the machine keeps running (a disk pulled out, a
+// forced unmount) is not noticed.
+//
+// All methods of Cache may be called by any number of goroutines and
+// processes at the same time. Acquire registers its user under a shared lock
+// of the entry's folder, Trim decides and removes under an exclusive one, and
+// both look again whether the folder is still the one at the path once they
+// hold the lock: an entry that Acquire returned stays until its user is
+// released or no longer alive. StageLayerRemoval does not ask users; the
+// caller knows that the image is gone.
+//
+// A future change of the layout must come with keys of its own: an entry
+// whose version is not known here is replaced even if it has users.
+//
+// # When not to use
+//
+// For something that costs less to make than to look up (a hit is about a
+// dozen system calls, without a write to disk). For things that must survive a
+// crash without being made again. For data that is not derived: everything in
+// here may vanish between two calls unless a user is registered. On file
+// systems without flock(2) or atomic rename(2).
+package cache

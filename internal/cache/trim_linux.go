@@ -1,0 +1,184 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shiftoverlay/shiftoverlay/internal/linux"
+)
+
+// TrimOptions says what Trim may remove.
+type TrimOptions struct {
+	// MaxSize bounds the allocated bytes of all entries together; beyond it,
+	// entries go, the least recently used first. 0: no bound.
+	MaxSize int64
+	// MaxAge is how long an entry may go unused. 0: for ever. A nanosecond:
+	// everything that has no user goes.
+	MaxAge time.Duration
+	// UserAlive says whether a registered user may still need its entry. It is
+	// called while the entry is locked and must tell how things are at that
+	// moment; an answer from a list made earlier would not know a user who
+	// has just come. Nil: all are alive.
+	UserAlive func(user string) bool
+	// LayerExists says whether a layer is still there, under the same rules.
+	// Nil: all are.
+	LayerExists func(layer string) bool
+	// Force makes living users no reason to keep an entry. Whatever they have
+	// mounted breaks.
+	Force bool
+}
+
+// lockPatience is how long Trim waits for somebody who registers with an
+// entry, which takes microseconds unless he has been stopped.
+const lockPatience = time.Second
+
+// Trim removes the entries that nobody needs: those whose layer is gone, those
+// that Acquire would build anew anyway, those unused for MaxAge, and, the
+// least recently used first, those beyond MaxSize; none with a living user
+// unless forced. It forgets dead users and deletes what dead processes left
+// in tmp/. It returns what it removed, also with an error, which names what
+// could not be removed while the rest was.
+func (c *Cache) Trim(ctx context.Context, o TrimOptions) (removed []Info, err error) {
+	infos, err := c.List(ctx)
+	errs := []error{err} // one unreadable entry must not keep the others
+	slices.SortStableFunc(infos, func(a, b Info) int { return a.LastUsed.Compare(b.LastUsed) })
+	var total int64
+	for _, info := range infos {
+		total += info.Bytes
+	}
+	for _, info := range infos {
+		if err := ctx.Err(); err != nil {
+			errs = append(errs, err)
+			break
+		}
+		gone, err := c.trimEntry(ctx, info, o, o.MaxSize > 0 && total > o.MaxSize)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("cache entry %s: %w", info.Ref, err))
+		}
+		if gone {
+			total -= info.Bytes
+			removed = append(removed, info)
+		}
+	}
+	errs = append(errs, c.sweep(ctx), c.sweepLocks())
+	if err := errors.Join(errs...); err != nil {
+		return removed, fmt.Errorf("trim cache %q: %w", c.dir, err)
+	}
+	return removed, nil
+}
+
+// trimEntry decides about one entry and removes it, or returns false.
+func (c *Cache) trimEntry(ctx context.Context, info Info, o TrimOptions, tooMuch bool) (gone bool, err error) {
+	// By descriptor of the layer's folder: should StageLayerRemoval take it
+	// away and somebody publish a new entry of this name, then this one here
+	// is what goes.
+	layer, err := linux.OpenDir(unix.AT_FDCWD, filepath.Join(c.dir, info.Layer))
+	if absent(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = unix.Close(layer) }()
+	wait, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	fd, err := openEntryAt(wait, layer, info.Key.String(), info.Ref, unix.LOCK_EX)
+	var miss *MissError
+	switch {
+	case errors.As(err, &miss):
+		return false, nil // somebody else removed it
+	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+		c.logf("cache: %s is being acquired, not trimmed", info.Ref)
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	drop, err := c.trimLocked(ctx, fd, info, o, tooMuch)
+	var tmp *temp
+	if err == nil && drop {
+		tmp, err = c.trash(layer, info.Key.String())
+	}
+	unlock(fd)
+	if absent(err) {
+		return false, nil // staged and deleted meanwhile
+	}
+	if tmp == nil {
+		return false, err
+	}
+	// The last entry takes the folder of the layer with it.
+	_ = unix.Rmdir(filepath.Join(c.dir, info.Layer))
+	return true, tmp.remove()
+}
+
+// trimLocked forgets the dead users of an entry, which is open and locked as
+// fd, and decides whether it goes.
+func (c *Cache) trimLocked(ctx context.Context, fd int, old Info, o TrimOptions, tooMuch bool) (drop bool, err error) {
+	info, err := c.infoAt(ctx, fd, old.Ref)
+	if err != nil {
+		return false, err
+	}
+	alive := 0
+	for _, user := range info.Users {
+		if o.UserAlive == nil || o.UserAlive(user) {
+			alive++
+			continue
+		}
+		if err := unix.Unlinkat(fd, usersName+"/"+user, 0); err != nil && !absent(err) {
+			return false, fmt.Errorf("forget user: %w", &os.PathError{Op: "unlinkat", Path: user, Err: err})
+		}
+	}
+	if alive > 0 && !o.Force {
+		return false, nil
+	}
+	reason := ""
+	switch {
+	case o.LayerExists != nil && !o.LayerExists(info.Layer):
+		reason = "its layer is gone"
+	case info.Unusable != "":
+		reason = string(info.Unusable)
+	case o.MaxAge > 0 && c.now().Sub(info.LastUsed) >= o.MaxAge:
+		reason = "unused since " + info.LastUsed.Format(time.RFC3339)
+	case tooMuch && !info.LastUsed.After(old.LastUsed):
+		reason = "the cache is too large"
+	default:
+		return false, nil
+	}
+	c.logf("cache: trim %s: %s", info.Ref, reason)
+	return true, nil
+}
+
+// StageLayerRemoval takes all entries of a layer away, in one rename(2), so
+// that it may be called under a lock of the store. They are gone when it
+// returns; cleanup deletes them, may take long, and needs no lock. Whoever
+// forgets to call it leaves them to the next builder or Trim after this
+// process has ended. Users are not asked. A layer without entries is no
+// error. Calling cleanup twice is harmless. A build that is under way for the
+// layer is not stopped; what it publishes afterwards is for Trim to find.
+func (c *Cache) StageLayerRemoval(layer string) (cleanup func() error, err error) {
+	if err := checkLayer(layer); err != nil {
+		return nil, fmt.Errorf("remove cache entries: %w", err)
+	}
+	nothing := func() error { return nil }
+	path := filepath.Join(c.dir, layer)
+	if _, err := os.Lstat(path); absent(err) {
+		return nothing, nil
+	}
+	tmp, err := c.trash(unix.AT_FDCWD, path)
+	if absent(err) {
+		if _, gone := os.Lstat(path); absent(gone) {
+			return nothing, nil // trimmed meanwhile
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("remove cache entries of layer %s: %w", layer, err)
+	}
+	return sync.OnceValue(tmp.remove), nil
+}

@@ -1,0 +1,176 @@
+// Package probe finds out what the kernel and one file system can do, by
+// trying it there: versions and names of file systems prove nothing. Answers
+// hold for a boot, a kernel and a file system, so they are remembered in a
+// file of the run root, which does not survive a reboot.
+//
+// A probe leaves nothing behind: its overlay is mounted detached (fsopen(2),
+// fsmount(2)), in no mount table, and its files are in one temporary folder
+// that is removed.
+package probe
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Result is the answer to one question: empty if the thing works, otherwise
+// why it does not.
+type Result string
+
+// OK tells whether the thing works.
+func (r Result) OK() bool { return r == "" }
+
+// result turns an attempt's error into a Result.
+func result(err error) Result {
+	if err == nil {
+		return ""
+	}
+	return Result(err.Error())
+}
+
+// Report is what was found out about one file system on the running kernel.
+type Report struct {
+	// BootID, Kernel and Dev say for what the report holds.
+	BootID string `json:"boot_id"`
+	Kernel string `json:"kernel"`
+	Dev    uint64 `json:"dev"`
+	// FileSystem is the type as statfs(2) tells it, in words where known.
+	FileSystem string `json:"file_system"`
+	// TrustedXattr: attributes trusted.overlay.* can be set.
+	TrustedXattr Result `json:"trusted_xattr"`
+	// Metacopy: overlay reads the data of a hand-made metadata-only file from
+	// the lower below it (mount option metacopy=on).
+	Metacopy Result `json:"metacopy"`
+	// IdmapMount: the file system allows idmapped mounts. Whether overlay
+	// takes them as lowers is for overlay to say.
+	IdmapMount Result `json:"idmap_mount"`
+	// Reflink: files can share data (FICLONE).
+	Reflink Result `json:"reflink"`
+}
+
+// Options are what a probe needs from its caller.
+type Options struct {
+	// Dir is a folder on the file system in question, in which temporary
+	// files may be made.
+	Dir string
+	// Remember is the file that keeps the report for this boot; empty for
+	// none. Its folder must exist.
+	Remember string
+	// UserNS makes a user namespace and returns the path of its file, such as
+	// /proc/123/ns/user. It is called at most once.
+	UserNS func() (path string, cleanup func(), err error)
+}
+
+// BootID returns the kernel's identifier of this boot
+// (/proc/sys/kernel/random/boot_id).
+func BootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read boot ID: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// Run returns what works in o.Dir, from memory if it was found out in this
+// boot. An error means that nothing could be tried, such as on a file system
+// that is mounted read-only; a thing that was tried and failed is in the
+// report. It is safe for concurrent use by several processes.
+func Run(o Options) (Report, error) {
+	want, err := identity(o.Dir)
+	if err != nil {
+		return Report{}, err
+	}
+	if b, err := os.ReadFile(o.Remember); err == nil {
+		var got Report
+		if json.Unmarshal(b, &got) == nil && got.BootID == want.BootID && got.Kernel == want.Kernel && got.Dev == want.Dev {
+			return got, nil
+		}
+	}
+	dir, err := os.MkdirTemp(o.Dir, ".shiftoverlay-probe-")
+	if err != nil {
+		return Report{}, fmt.Errorf("probe file system: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	r := want
+	r.TrustedXattr = result(trustedXattr(dir))
+	r.Metacopy = r.TrustedXattr
+	if r.Metacopy.OK() {
+		r.Metacopy = result(metacopy(dir))
+	}
+	r.Reflink = result(reflink(dir))
+	r.IdmapMount = result(idmapMount(dir, o.UserNS))
+	return r, r.remember(o.Remember)
+}
+
+// identity says where a report holds.
+func identity(dir string) (Report, error) {
+	boot, err := BootID()
+	if err != nil {
+		return Report{}, err
+	}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return Report{}, os.NewSyscallError("uname", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return Report{}, &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return Report{}, &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	return Report{
+		BootID:     boot,
+		Kernel:     unix.ByteSliceToString(uts.Release[:]),
+		Dev:        st.Dev,
+		FileSystem: fsName(fs.Type),
+	}, nil
+}
+
+// remember writes the report in one piece; a run root that cannot be written
+// costs time, not correctness.
+func (r Report) remember(file string) error {
+	if file == "" {
+		return nil
+	}
+	b, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encode probe report: %w", err)
+	}
+	f, err := os.CreateTemp(filepath.Dir(file), ".probe-")
+	if errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.EROFS) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remember probe report: %w", err)
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), file)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+		return fmt.Errorf("remember probe report: %w", err)
+	}
+	return nil
+}
+
+// fsName puts a magic number of statfs(2) in words.
+func fsName(magic int64) string {
+	names := map[int64]string{
+		unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs",
+		unix.TMPFS_MAGIC: "tmpfs", unix.OVERLAYFS_SUPER_MAGIC: "overlay", unix.NFS_SUPER_MAGIC: "nfs",
+		unix.F2FS_SUPER_MAGIC: "f2fs", unix.FUSE_SUPER_MAGIC: "fuse", 0x2fc12fc1: "zfs",
+	}
+	if n, ok := names[magic]; ok {
+		return n
+	}
+	return fmt.Sprintf("file system %#x", magic)
+}

@@ -1,0 +1,152 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shiftoverlay/shiftoverlay/internal/linux"
+	"github.com/shiftoverlay/shiftoverlay/internal/ovl"
+)
+
+// probeData is what a probe writes to a file and expects to read elsewhere.
+const probeData = "probe"
+
+// trustedXattr tries to set one of overlay's own attributes.
+func trustedXattr(dir string) error {
+	f := filepath.Join(dir, "xattr")
+	if err := os.WriteFile(f, nil, 0o600); err != nil {
+		return err
+	}
+	if err := unix.Lsetxattr(f, ovl.Metacopy, nil, 0); err != nil {
+		return fmt.Errorf("extended attributes trusted.* cannot be set here: %w", err)
+	}
+	return nil
+}
+
+// metacopy puts a hand-made metadata-only file above the file with its data
+// and reads it through an overlay.
+func metacopy(dir string) error {
+	data, meta := filepath.Join(dir, "data"), filepath.Join(dir, "meta")
+	for _, d := range []string{data, meta} {
+		if err := os.Mkdir(d, 0o700); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(filepath.Join(data, "f"), []byte(probeData), 0o600); err != nil {
+		return err
+	}
+	f := filepath.Join(meta, "f")
+	if err := os.WriteFile(f, nil, 0o600); err != nil {
+		return err
+	}
+	if err := os.Truncate(f, int64(len(probeData))); err != nil {
+		return err
+	}
+	if err := unix.Lsetxattr(f, ovl.Metacopy, nil, 0); err != nil {
+		return os.NewSyscallError("setxattr "+ovl.Metacopy, err)
+	}
+	// By descriptor: fsconfig(2) takes strings of less than 256 bytes, and a
+	// path may contain a colon.
+	lowers := make([]string, 0, 2)
+	for _, d := range []string{meta, data} {
+		fd, err := linux.Openat(unix.AT_FDCWD, d, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return err
+		}
+		defer linux.Close(fd)
+		lowers = append(lowers, "/proc/self/fd/"+strconv.Itoa(fd))
+	}
+	mnt, err := detachedOverlay([][2]string{{"lowerdir", strings.Join(lowers, ":")}, {"metacopy", "on"}})
+	if err != nil {
+		return fmt.Errorf("overlay with metacopy=on: %w", err)
+	}
+	defer linux.Close(mnt)
+	fd, err := linux.Openat(mnt, "f", unix.O_RDONLY, 0)
+	if err != nil {
+		return fmt.Errorf("overlay does not follow a metadata-only file: %w", err)
+	}
+	r := os.NewFile(uintptr(fd), "f")
+	defer r.Close()
+	if b, err := io.ReadAll(r); err != nil || string(b) != probeData {
+		return fmt.Errorf("overlay reads %q through a metadata-only file (%w)", b, errors.Join(err, unix.EIO))
+	}
+	return nil
+}
+
+// detachedOverlay mounts an overlay that no mount table shows and returns its
+// descriptor; closing it unmounts.
+func detachedOverlay(options [][2]string) (int, error) {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, os.NewSyscallError("fsopen", err)
+	}
+	defer linux.Close(fs)
+	for _, o := range options {
+		if err := unix.FsconfigSetString(fs, o[0], o[1]); err != nil {
+			return -1, os.NewSyscallError("fsconfig "+o[0], err)
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, os.NewSyscallError("fsconfig create", err)
+	}
+	mnt, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("fsmount", err)
+	}
+	return mnt, nil
+}
+
+// reflink tries to make one file share the data of another.
+func reflink(dir string) error {
+	src, err := os.Create(filepath.Join(dir, "reflink-src")) //nolint:forbidigo // a fresh folder of our own
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	if _, err := src.WriteString(probeData); err != nil {
+		return err
+	}
+	dst, err := os.Create(filepath.Join(dir, "reflink-dst")) //nolint:forbidigo // a fresh folder of our own
+	if err != nil {
+		return err
+	}
+	defer dst.Close()
+	return linux.CloneFile(int(dst.Fd()), int(src.Fd()), "file data")
+}
+
+// idmapMount tries to make an idmapped, detached mount of dir.
+func idmapMount(dir string, userNS func() (string, func(), error)) error {
+	if userNS == nil {
+		return errors.New("not tried")
+	}
+	ns, cleanup, err := userNS()
+	if err != nil {
+		return fmt.Errorf("make a user namespace: %w", err)
+	}
+	defer cleanup()
+	nsfd, err := linux.Openat(unix.AT_FDCWD, ns, unix.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer linux.Close(nsfd)
+	tree, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return os.NewSyscallError("open_tree", err)
+	}
+	defer linux.Close(tree)
+	err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{
+		Attr_set:  unix.MOUNT_ATTR_IDMAP,
+		Userns_fd: uint64(nsfd),
+	})
+	if err != nil {
+		return os.NewSyscallError("mount_setattr", err)
+	}
+	return nil
+}
