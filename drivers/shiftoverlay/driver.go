@@ -1,0 +1,250 @@
+package shiftoverlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	graphdriver "github.com/containers/storage/drivers"
+	"github.com/containers/storage/drivers/overlay"
+	"github.com/containers/storage/pkg/idtools"
+	"github.com/sirupsen/logrus"
+
+	"github.com/shiftoverlay/shiftoverlay/internal/cache"
+	"github.com/shiftoverlay/shiftoverlay/internal/shifter"
+	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
+)
+
+// driverName is the name in storage.conf and of the folders in the store.
+const driverName = "shiftoverlay"
+
+// Driver is the graph driver. The embedded overlay driver is a concrete type,
+// so that the optional interfaces that the storage library looks for stay.
+// Like every graph driver it relies on the library's locks for calls that
+// concern the same layer.
+type Driver struct {
+	*overlay.Driver
+
+	home    string
+	runHome string
+	// shifts is nil if a mount program does the mounting, and then all is
+	// left to overlay.
+	shifts *shifter.Shifter
+	cache  *cache.Cache
+	trim   cache.TrimOptions
+}
+
+// What the storage library asks of drivers beyond graphdriver.Driver, kept by
+// the embedded type or implemented here.
+var (
+	_ graphdriver.Driver                     = withDeferredRemove(nil, (*overlay.Driver).DeferredRemove)
+	_ graphdriver.DriverWithDiffer           = withDeferredRemove(nil, (*overlay.Driver).DeferredRemove)
+	_ graphdriver.DiffGetterDriver           = withDeferredRemove(nil, (*overlay.Driver).DeferredRemove)
+	_ graphdriver.AdditionalLayerStoreDriver = withDeferredRemove(nil, (*overlay.Driver).DeferredRemove)
+	_ graphdriver.LayerIDMapUpdater          = withDeferredRemove(nil, (*overlay.Driver).DeferredRemove)
+)
+
+func init() {
+	graphdriver.MustRegister(driverName, Init)
+}
+
+// String implements graphdriver.Driver. The storage library names the store's
+// folders after it.
+func (d *Driver) String() string { return driverName }
+
+// SupportsShifting implements graphdriver.LayerIDMapUpdater: true for every
+// mapping that the kernel would take, since one engine works everywhere. The
+// library then leaves layers as they are and hands the mapping to Get.
+func (d *Driver) SupportsShifting(uids, gids []idtools.IDMap) bool {
+	if d.shifts == nil {
+		return d.Driver.SupportsShifting(uids, gids)
+	}
+	return true
+}
+
+// Get implements graphdriver.Driver. With a mapping the result shows the image
+// with shifted owners and the mapping is recorded with the layer. A layer that
+// has a record is mounted under it also when no mapping is given, and refused
+// under a different one as long as its upper has content.
+func (d *Driver) Get(id string, o graphdriver.MountOpts) (string, error) {
+	if d.shifts == nil {
+		return d.Driver.Get(id, o)
+	}
+	if len(o.Options) > 0 {
+		o.Options = slices.DeleteFunc(slices.Clone(o.Options), isPrivate)
+	}
+	m, given, err := mappingOf(o)
+	if err != nil {
+		return "", fmt.Errorf("mount layer %s: %w", id, err)
+	}
+	p, err := d.paths(id)
+	if err != nil {
+		return "", err
+	}
+	foreign, err := p.ownsShiftedLower()
+	if err != nil {
+		return "", err
+	}
+	if foreign {
+		o.DisableShifting = true
+		return d.Driver.Get(id, o)
+	}
+	old, err := readRecord(p.dir)
+	if err != nil {
+		return "", err
+	}
+	if !given && old != nil {
+		m, given = old.Mapping, true
+	}
+	if given && old != nil && !old.Mapping.Equal(m) {
+		if err := p.mayChangeMapping(id, old.Mapping, m); err != nil {
+			return "", err
+		}
+	}
+	if !given || m.IsIdentity() {
+		return d.getPlain(id, p, old, o)
+	}
+	o.UidMaps, o.GidMaps = idMaps(m.UIDs), idMaps(m.GIDs)
+	return d.getShifted(id, p, m, old, o)
+}
+
+// getPlain mounts a layer as overlay does. A mapping of IDs to themselves is
+// no reason to shift: what it leaves out, the kernel shows as the overflow ID
+// by itself.
+func (d *Driver) getPlain(id string, p layerPaths, old *record, o graphdriver.MountOpts) (string, error) {
+	if err := p.link(""); err != nil {
+		return "", err
+	}
+	if old != nil {
+		if err := os.Remove(filepath.Join(p.dir, recordName)); err != nil {
+			return "", fmt.Errorf("remove mapping record: %w", err)
+		}
+		d.releaseOld(id, old, &record{})
+	}
+	o.DisableShifting = true
+	return d.Driver.Get(id, o)
+}
+
+// getShifted mounts a layer under a mapping.
+func (d *Driver) getShifted(id string, p layerPaths, m idshift.Mapping, old *record, o graphdriver.MountOpts) (_ string, err error) {
+	chain, err := p.chain()
+	if err != nil {
+		return "", err
+	}
+	plan, err := d.shifts.Plan(shifter.Request{Chain: chain, Mapping: m})
+	if err != nil {
+		return "", fmt.Errorf("mount layer %s: %w", id, err)
+	}
+	lower, err := d.shifts.Prepare(context.Background(), plan, id)
+	if err != nil {
+		return "", fmt.Errorf("mount layer %s: %w", id, err)
+	}
+	root, err := p.rootOwner(m, old == nil || !old.Mapping.Equal(m))
+	if err != nil {
+		return "", err
+	}
+	rec := &record{Mapping: m, Engine: plan.Engine}
+	if plan.Builder != nil {
+		rec.Layer, rec.Key = plan.Ref.Layer, plan.Ref.Key.String()
+	}
+	if old == nil || !old.same(rec) {
+		if err := writeRecord(p.dir, rec, o.Volatile); err != nil {
+			return "", err
+		}
+		d.releaseOld(id, old, rec)
+	}
+	// Without a lower to put in place, this takes away what a crash has left.
+	if err := p.link(lower); err != nil {
+		return "", err
+	}
+	if plan.Builder != nil {
+		// The owners are right already; overlay is to add nothing.
+		o.DisableShifting = true
+		defer func() { err = errors.Join(err, p.link("")) }()
+	}
+	merged, err := d.Driver.Get(id, o)
+	if err != nil {
+		return "", err
+	}
+	if plan.Builder != nil {
+		go d.trimCache()
+	}
+	if err := root.restore(merged, p.upper); err != nil {
+		return "", errors.Join(err, d.Driver.Put(id))
+	}
+	return merged, nil
+}
+
+// mayChangeMapping refuses to mount an upper with content under a mapping that
+// it was not written under: its files would belong to somebody else.
+func (p layerPaths) mayChangeMapping(id string, from, to idshift.Mapping) error {
+	entries, err := os.ReadDir(p.upper)
+	if err != nil {
+		return fmt.Errorf("mount layer %s: %w", id, err)
+	}
+	if len(entries) > 0 {
+		return fmt.Errorf("mount layer %s: it was written under the mapping %s and cannot be mounted under %s: commit the container and start a new one from the image", id, from, to)
+	}
+	return nil
+}
+
+// releaseOld gives up the cache's entry that the layer used before.
+func (d *Driver) releaseOld(id string, old, now *record) {
+	if old == nil || old.Key == now.Key {
+		return
+	}
+	if ref, ok := old.ref(); ok {
+		if err := d.shifts.Release(ref, id); err != nil {
+			logrus.Debugf("shiftoverlay: release %s: %v", ref.Key, err)
+		}
+	}
+}
+
+// Remove implements graphdriver.Driver.
+func (d *Driver) Remove(id string) error {
+	forget, err := d.stageRemoval(id)
+	if err == nil {
+		err = d.Driver.Remove(id)
+	}
+	return errors.Join(err, forget())
+}
+
+// stageRemoval makes the cache forget a layer: as a container, which needs an
+// entry no more, and as an image, whose entries go. The files are deleted by
+// the function that it returns, never nil, which takes no lock of the store.
+func (d *Driver) stageRemoval(id string) (func() error, error) {
+	none := func() error { return nil }
+	if d.shifts == nil {
+		return none, nil
+	}
+	if p, err := d.paths(id); err == nil {
+		if err := p.link(""); err != nil {
+			return none, err
+		}
+		if rec, err := readRecord(p.dir); err != nil {
+			logrus.Debugf("shiftoverlay: remove layer %s: %v", id, err)
+		} else {
+			d.releaseOld(id, rec, &record{})
+		}
+	}
+	cleanup, err := d.cache.StageLayerRemoval(id)
+	if err != nil {
+		return none, fmt.Errorf("remove shifted lowers of layer %s: %w", id, err)
+	}
+	return cleanup, nil
+}
+
+// Cleanup implements graphdriver.Driver.
+func (d *Driver) Cleanup() error {
+	d.trimCache()
+	return d.Driver.Cleanup()
+}
+
+// layerExists tells whether this store has a layer.
+func (d *Driver) layerExists(id string) bool {
+	_, err := os.Lstat(filepath.Join(d.home, id))
+	return err == nil || d.Driver.Exists(id)
+}

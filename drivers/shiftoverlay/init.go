@@ -1,0 +1,159 @@
+package shiftoverlay
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	graphdriver "github.com/containers/storage/drivers"
+	"github.com/containers/storage/drivers/overlay"
+	"github.com/containers/storage/pkg/idmap"
+	"github.com/containers/storage/pkg/idtools"
+	"github.com/containers/storage/pkg/unshare"
+	"github.com/sirupsen/logrus"
+
+	"github.com/shiftoverlay/shiftoverlay/internal/cache"
+	"github.com/shiftoverlay/shiftoverlay/internal/config"
+	"github.com/shiftoverlay/shiftoverlay/internal/engine"
+	"github.com/shiftoverlay/shiftoverlay/internal/probe"
+	"github.com/shiftoverlay/shiftoverlay/internal/shifter"
+	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
+)
+
+// cacheSuffix makes the cache's folder from the driver's home: beside it, so
+// that nothing in it looks like a layer, and on the same file system.
+const cacheSuffix = "-shifted"
+
+// Init makes the driver; its signature is graphdriver.InitFunc. home is the
+// folder for layers. It reads shiftoverlay.conf, finds out what works on this
+// kernel and file system (once per boot) and starts the embedded driver, with
+// metacopy=on unless the kernel or the mount options are against it.
+func Init(home string, options graphdriver.Options) (graphdriver.Driver, error) {
+	opts, err := parseDriverOptions(options.DriverOptions)
+	if err != nil {
+		return nil, fmt.Errorf("shiftoverlay: %w", err)
+	}
+	conf, err := config.Load(os.Getenv, unshare.IsRootless(), unshare.GetRootlessUID())
+	if err != nil {
+		return nil, fmt.Errorf("shiftoverlay: %w", err)
+	}
+	if conf, err = opts.configure(conf); err != nil {
+		return nil, fmt.Errorf("shiftoverlay: %w", err)
+	}
+	d := &Driver{home: home, runHome: filepath.Join(options.RunRoot, filepath.Base(home))}
+	if err := os.MkdirAll(home, 0o700); err != nil {
+		return nil, fmt.Errorf("shiftoverlay: make the store's folder: %w", err)
+	}
+	if err := os.MkdirAll(d.runHome, 0o700); err != nil {
+		return nil, fmt.Errorf("shiftoverlay: make the run folder: %w", err)
+	}
+	program := opts.usesMountProgram(home)
+	var report probe.Report
+	if !program {
+		if report, err = d.probe(); err != nil {
+			return nil, fmt.Errorf("shiftoverlay: %w", err)
+		}
+		if !report.TrustedXattr.OK() && !unshare.IsRootless() {
+			return nil, fmt.Errorf("shiftoverlay: %s is on %s, and %s: put graphroot on a file system such as ext4, xfs or btrfs, or set mount_program in storage.conf: %w",
+				home, report.FileSystem, report.TrustedXattr, graphdriver.ErrIncompatibleFS)
+		}
+		if report.Metacopy.OK() && opts.metacopyConflict() == "" && !unshare.IsRootless() {
+			if _, set := opts.mount.Value("metacopy"); !set {
+				opts.mount = append(opts.mount, "metacopy=on")
+			}
+		}
+	}
+	stores, err := d.linkStores(opts.stores)
+	if err != nil {
+		return nil, fmt.Errorf("shiftoverlay: %w", err)
+	}
+	options.DriverOptions = opts.forOverlay(stores)
+	if options.ImageStore, err = d.linkImageStore(options.ImageStore); err != nil {
+		return nil, fmt.Errorf("shiftoverlay: %w", err)
+	}
+	inner, err := overlay.Init(home, options)
+	if err != nil {
+		return nil, fmt.Errorf("shiftoverlay: %w", err)
+	}
+	o, ok := inner.(*overlay.Driver)
+	if !ok {
+		return nil, fmt.Errorf("shiftoverlay: the storage library's overlay driver is a %T", inner)
+	}
+	d.Driver = o
+	if program || opts.usesMountProgram(home) {
+		logrus.Debugf("shiftoverlay: a mount program does the mounting; nothing is left to shift")
+		return withDeferredRemove(d, (*overlay.Driver).DeferredRemove), nil
+	}
+	if err := d.startShifter(conf, report, opts); err != nil {
+		return nil, errors.Join(fmt.Errorf("shiftoverlay: %w", err), o.Cleanup())
+	}
+	return withDeferredRemove(d, (*overlay.Driver).DeferredRemove), nil
+}
+
+// probe finds out what works on the store's file system.
+func (d *Driver) probe() (probe.Report, error) {
+	return probe.Run(probe.Options{
+		Dir:      filepath.Dir(d.home),
+		Remember: filepath.Join(d.runHome, "shiftoverlay-probe.json"),
+		UserNS: func() (string, func(), error) {
+			one := []idtools.IDMap{{ContainerID: 0, HostID: 1, Size: 1}}
+			pid, cleanup, err := idmap.CreateUsernsProcess(one, one)
+			if err != nil {
+				return "", nil, err
+			}
+			return "/proc/" + strconv.Itoa(pid) + "/ns/user", cleanup, nil
+		},
+	})
+}
+
+// startShifter makes the cache and the shifter.
+func (d *Driver) startShifter(conf config.Config, report probe.Report, opts driverOptions) error {
+	unmapped, err := idshift.ParseUnmapped(conf.Unmapped)
+	if err != nil {
+		return err
+	}
+	d.cache, err = cache.Open(d.home+cacheSuffix, cache.Options{BootID: report.BootID, Logf: logrus.Debugf})
+	if err != nil {
+		return err
+	}
+	d.trim = cache.TrimOptions{
+		MaxSize:     conf.CacheMaxSize,
+		MaxAge:      conf.CacheMaxAge,
+		UserAlive:   d.layerExists,
+		LayerExists: d.layerExists,
+	}
+	d.shifts, err = shifter.New(shifter.Options{
+		Settings: shifter.Settings{Engine: conf.Engine, Unmapped: unmapped, Workers: conf.Workers},
+		Cache:    d.cache,
+		Env:      d.env(report, opts, unmapped),
+		Debugf:   func(f string, a ...any) { logrus.Debugf("shiftoverlay: "+f, a...) },
+	})
+	return err
+}
+
+// env puts together what engines ask for.
+func (d *Driver) env(report probe.Report, opts driverOptions, unmapped idshift.Unmapped) engine.Env {
+	var e engine.Env
+	switch {
+	case unshare.IsRootless():
+		e.Idmap = "the kernel allows idmapped mounts to root only"
+		e.Metacopy = "the kernel lets only root use trusted.overlay.metacopy"
+		return e
+	case unmapped == idshift.Refuse:
+		e.Idmap = `idmapped mounts cannot refuse unmapped IDs (unmapped = "refuse")`
+	case os.Getenv("_CONTAINERS_OVERLAY_DISABLE_IDMAP") == "yes":
+		e.Idmap = "idmapped mounts are disabled by _CONTAINERS_OVERLAY_DISABLE_IDMAP"
+	case !report.IdmapMount.OK():
+		e.Idmap = fmt.Sprintf("%s on kernel %s does not allow idmapped mounts: %s", report.FileSystem, report.Kernel, report.IdmapMount)
+	case !d.Driver.SupportsShifting(nil, nil):
+		e.Idmap = fmt.Sprintf("overlay on kernel %s does not take idmapped lowers", report.Kernel)
+	}
+	if c := opts.metacopyConflict(); c != "" {
+		e.Metacopy = c
+	} else if !report.Metacopy.OK() {
+		e.Metacopy = fmt.Sprintf("%s on kernel %s: %s", report.FileSystem, report.Kernel, report.Metacopy)
+	}
+	return e
+}

@@ -1,0 +1,98 @@
+package shiftoverlay
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/shiftoverlay/shiftoverlay/internal/cache"
+	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
+)
+
+// recordName is the file in a layer's folder that says under which mapping
+// its upper was written. It dies with the layer.
+const recordName = "shiftoverlay.json"
+
+// recordVersion is the version of the file's format.
+const recordVersion = 1
+
+// record is what recordName holds.
+type record struct {
+	Version int `json:"version"`
+	// Mapping is the container's.
+	idshift.Mapping
+	// Engine is the engine of the last mount.
+	Engine string `json:"engine"`
+	// Layer and Key name the entry of the cache that the last mount used;
+	// empty if it used none.
+	Layer string `json:"layer,omitempty"`
+	Key   string `json:"key,omitempty"`
+}
+
+// ref returns the entry of the cache that the record names.
+func (r *record) ref() (cache.Ref, bool) {
+	k, err := cache.ParseKey(r.Key)
+	return cache.Ref{Layer: r.Layer, Key: k}, err == nil && r.Layer != ""
+}
+
+// same tells whether the two say the same.
+func (r *record) same(o *record) bool {
+	return r.Mapping.Equal(o.Mapping) && r.Engine == o.Engine && r.Layer == o.Layer && r.Key == o.Key
+}
+
+// readRecord returns the record in a layer's folder, nil if there is none. A
+// record that cannot be understood is an error: without it nobody can tell
+// whose the files of the upper are.
+func readRecord(layerDir string) (*record, error) {
+	file := filepath.Join(layerDir, recordName)
+	b, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil //nolint:nilnil // no record is a normal answer
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read mapping record: %w", err)
+	}
+	var r record
+	if err := json.Unmarshal(b, &r); err != nil {
+		return nil, fmt.Errorf("read mapping record %s: %w", file, err)
+	}
+	if r.Version != recordVersion {
+		return nil, fmt.Errorf("read mapping record %s: version %d is not known to this version of shiftoverlay (%d)", file, r.Version, recordVersion)
+	}
+	if r.Mapping, err = idshift.NewMapping(r.UIDs, r.GIDs); err != nil {
+		return nil, fmt.Errorf("read mapping record %s: %w", file, err)
+	}
+	return &r, nil
+}
+
+// writeRecord puts the record in place in one piece. Unless it is volatile, it
+// is on the disk before anything that is written under the mapping can be:
+// the file's data is synced, and the file systems that keep a journal write
+// the rename before later changes.
+func writeRecord(layerDir string, r *record, volatile bool) (err error) {
+	r.Version = recordVersion
+	b, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("write mapping record: %w", err)
+	}
+	f, err := os.CreateTemp(layerDir, "."+recordName+"-")
+	if err != nil {
+		return fmt.Errorf("write mapping record: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+			err = fmt.Errorf("write mapping record: %w", err)
+		}
+	}()
+	_, err = f.Write(append(b, '\n'))
+	if err == nil && !volatile {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), filepath.Join(layerDir, recordName))
+}

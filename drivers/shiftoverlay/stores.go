@@ -1,0 +1,90 @@
+package shiftoverlay
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// linkStores makes additional image stores usable whichever driver wrote
+// them. The storage library looks for their images and layers under this
+// driver's name, the embedded driver for layers under the name "overlay", and
+// a store has them under one name only; so each store is shown through a
+// folder of symbolic links, in the run root, that has all names. It returns
+// those folders in the order of the stores.
+func (d *Driver) linkStores(stores []string) ([]string, error) {
+	var out []string
+	for _, store := range stores {
+		store = filepath.Clean(store)
+		if !filepath.IsAbs(store) {
+			return nil, fmt.Errorf("additional image store %q: the path must be absolute", store)
+		}
+		st, err := os.Stat(store)
+		if err != nil {
+			return nil, fmt.Errorf("additional image store: %w", err)
+		}
+		if !st.IsDir() {
+			return nil, fmt.Errorf("additional image store %q is not a folder", store)
+		}
+		sum := sha256.Sum256([]byte(store))
+		dir := filepath.Join(d.runHome, "stores", hex.EncodeToString(sum[:8]))
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("additional image store %q: %w", store, err)
+		}
+		for _, suffix := range []string{"", "-images", "-layers", "-containers"} {
+			target := writtenBy(store, suffix)
+			for _, name := range []string{driverName, "overlay"} {
+				if err := symlink(target, filepath.Join(dir, name+suffix)); err != nil {
+					return nil, fmt.Errorf("additional image store %q: %w", store, err)
+				}
+			}
+		}
+		out = append(out, dir)
+	}
+	return out, nil
+}
+
+// linkImageStore does the same for the one store that images are written to
+// instead of the graph root (imagestore in storage.conf), if there is one.
+func (d *Driver) linkImageStore(store string) (string, error) {
+	if store == "" {
+		return "", nil
+	}
+	if err := os.MkdirAll(filepath.Join(store, driverName), 0o755); err != nil {
+		return "", fmt.Errorf("image store: %w", err)
+	}
+	dirs, err := d.linkStores([]string{store})
+	if err != nil {
+		return "", err
+	}
+	return dirs[0], nil
+}
+
+// writtenBy returns the folder that a store has: this driver's if there is
+// one, else overlay's.
+func writtenBy(store, suffix string) string {
+	if own := filepath.Join(store, driverName+suffix); isDir(own) {
+		return own
+	}
+	return filepath.Join(store, "overlay"+suffix)
+}
+
+func isDir(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
+}
+
+// symlink makes name point at target, in one step if it points elsewhere.
+func symlink(target, name string) error {
+	if got, err := os.Readlink(name); err == nil && got == target {
+		return nil
+	}
+	tmp := name + ".new"
+	if err := os.Symlink(target, tmp); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return os.Rename(tmp, name)
+}
