@@ -1,0 +1,90 @@
+# `make help` lists the targets. Everything that is built goes to $(BUILD).
+
+BUILD ?= $(CURDIR)/build
+GO ?= go
+# The storage library's btrfs driver and gpgme want headers that we do not need.
+TAGS := containers_image_openpgp,exclude_graphdriver_btrfs
+COMMANDS = $(notdir $(wildcard cmd/*))
+
+export BUILD := $(abspath $(BUILD))
+export GOFLAGS := -tags=$(TAGS) $(GOFLAGS)
+export FILTER FILES FUZZTIME STEPS
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := build
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo '  Variables: BUILD=folder  FILTER=regexp and FILES=list (bats)  FUZZTIME=10s  STEPS="lint unit" (test)'
+
+.PHONY: build
+build: ## Build our own commands
+	@mkdir -p $(BUILD)
+	$(GO) build ./...
+	@for c in $(COMMANDS); do $(GO) build -trimpath -o $(BUILD)/$$c ./cmd/$$c && echo "$(BUILD)/$$c" || exit 1; done
+
+.PHONY: deps
+deps: ## Install the Debian packages that are missing
+	@hack/deps.sh
+
+.PHONY: podman buildah runc
+podman: deps ## Build podman with the driver compiled in
+	@hack/build-tools.sh podman
+buildah: deps ## Build buildah with the driver compiled in
+	@hack/build-tools.sh buildah
+runc: deps ## Build runc
+	@hack/build-tools.sh runc
+.PHONY: plugin-test
+plugin-test: deps ## Build plugin-test, the test host without podman
+	@hack/build-tools.sh plugin-test
+
+.PHONY: images
+images: deps ## Make the test images (busybox, minbase, big)
+	@hack/images.sh
+
+.PHONY: lint
+lint: ## golangci-lint, shellcheck, house rules
+	@hack/lint.sh
+
+.PHONY: fmt
+fmt: ## Format the Go code and apply the linter's own fixes
+	@hack/lint.sh --fix
+
+.PHONY: unit
+unit: ## Unit tests with the race detector (root tests too, when root)
+	@hack/go-test.sh $(BUILD)/test/unit.json -race ./...
+
+.PHONY: root-test
+root-test: ## All Go tests as root in a sandbox; none may be skipped
+	@SHIFT_TEST_MUST_RUN=all hack/go-test.sh $(BUILD)/test/root.json ./...
+
+.PHONY: bats
+bats: podman buildah runc plugin-test images ## Integration tests with real podman and buildah (FILTER=regexp: some)
+	@hack/bats.sh
+
+.PHONY: fuzz-short
+fuzz-short: ## Every fuzz test for FUZZTIME
+	@hack/fuzz.sh
+
+.PHONY: demo
+demo: podman runc images ## podman run --userns=auto on shiftoverlay, timed beside plain overlay
+	@hack/demo.sh
+
+.PHONY: bench
+bench: podman runc images ## The table of the README: every way to shift, on a big image
+	@hack/bench.sh
+
+.PHONY: bench-commit
+bench-commit: plugin-test podman runc images ## What commit, diff and build of one changed file cost on a big image
+	@hack/bench-commit.sh
+
+.PHONY: test
+test: ## Everything CI runs, with a summary at the end
+	@hack/test.sh
+
+.PHONY: clean
+clean: ## Remove the build folder
+	rm -rf -- "$(BUILD)"

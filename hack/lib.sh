@@ -1,0 +1,36 @@
+# Common ground of the scripts in hack/; sourced, not run.
+# shellcheck shell=bash
+#
+# Variables (all optional, from the environment):
+#   BUILD  where everything that is built goes; default build/ in the repository
+
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+: "${BUILD:=$REPO/build}"
+case $BUILD in /*) ;; *) BUILD=$REPO/$BUILD ;; esac
+export REPO BUILD
+
+# The storage library's btrfs driver and gpgme want headers that we do not need.
+case ${GOFLAGS:-} in
+*-tags=*) ;;
+*) export GOFLAGS="-tags=containers_image_openpgp,exclude_graphdriver_btrfs ${GOFLAGS:-}" ;;
+esac
+
+# die MESSAGE: say why, and stop.
+die() {
+	echo "${0##*/}: $*" >&2
+	exit 1
+}
+
+# say MESSAGE: progress, on standard error, with the time since the start.
+say() {
+	printf '[%4ds] %s\n' "$SECONDS" "$*" >&2
+}
+
+# need PROGRAM...: stop with the remedy when a program is missing.
+need() {
+	local p missing=()
+	for p in "$@"; do
+		command -v "$p" >/dev/null || missing+=("$p")
+	done
+	[ ${#missing[@]} -eq 0 ] || die "not found: ${missing[*]} (hack/deps.sh installs what is missing)"
+}

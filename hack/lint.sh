@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# lint.sh: golangci-lint (the version that tools/go.mod pins) on the Go code, the
+# shell linter on the scripts, and a few checks of our own. With --fix it formats
+# the Go code and repairs what can be repaired without thinking, instead.
+set -uo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$REPO" || exit 1
+failed=0
+
+# check NAME COMMAND...: run, say how it went, go on.
+check() {
+	local name=$1
+	shift
+	if "$@"; then
+		say "lint: $name: ok"
+	else
+		say "lint: $name: FAILED"
+		failed=1
+	fi
+}
+
+golangci() { # run|fmt [ARGS...]
+	# GOFLAGS may hold build tags, which -modfile of the tool must not inherit.
+	local linter
+	say 'lint: golangci-lint (built first where it is not cached: a few minutes)'
+	linter=$(GOFLAGS='' go tool -modfile=tools/go.mod -n golangci-lint) &&
+		"$linter" "$@"
+}
+
+scripts() {
+	find hack contrib tests .ci -type f \( -name '*.sh' -o -name '*.bash' -o -path '.ci/run' \) 2>/dev/null | sort
+}
+
+check_shell() {
+	local files
+	need shellcheck
+	mapfile -t files < <(scripts)
+	shellcheck "${files[@]}"
+}
+
+# Every bats file parses (bats itself would only say so when it runs the file).
+check_bats() {
+	local f rc=0
+	need bats
+	for f in tests/bats/*.bats; do
+		[ -e "$f" ] || continue
+		bats --count "$f" >/dev/null || rc=1
+	done
+	return "$rc"
+}
+
+# House rules that no linter knows: short files, nothing left to do, no paths
+# of somebody's machine.
+check_house() {
+	local f n rc=0
+	while read -r f; do
+		n=$(wc -l <"$f")
+		[ "$n" -lt 500 ] || { echo "$f: $n lines; split it (limit 500)" && rc=1; }
+	done < <(find cmd drivers internal pkg -name '*.go')
+	if grep -rnE '\b(TODO|FIXME|XXX)\b' --include='*.go' --include='*.sh' --include='*.bats' --include='*.md' \
+		cmd drivers internal pkg tests contrib docs ./*.md 2>/dev/null; then
+		echo 'finish it or file an issue; nothing in the code is left "to do"'
+		rc=1
+	fi
+	return "$rc"
+}
+
+if [ "${1:-}" = --fix ]; then
+	golangci run --timeout 15m --fix ./... || true # what is left, `make lint` tells
+	golangci fmt
+	exit
+fi
+check golangci-lint golangci run --timeout 15m ./...
+check shellcheck check_shell
+check bats check_bats
+check house-rules check_house
+exit $failed
