@@ -8,9 +8,9 @@ packages=(
 	# building podman, buildah and runc
 	gcc libc6-dev pkg-config libseccomp-dev libgpgme-dev libsystemd-dev
 	# running them
-	conmon catatonit netavark fuse-overlayfs uidmap ca-certificates
+	conmon catatonit netavark iptables fuse-overlayfs uidmap ca-certificates
 	# images, scratch file systems, tests
-	busybox-static debootstrap e2fsprogs xfsprogs util-linux mount acl attr libcap2-bin
+	busybox-static debootstrap e2fsprogs xfsprogs btrfs-progs util-linux mount acl attr libcap2-bin
 	bats jq shellcheck xz-utils procps iproute2
 )
 

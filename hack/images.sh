@@ -39,6 +39,7 @@ mkdir -p "$out"
 exec {lock}>"$out/.lock"
 [ -n "${SANDBOX_INSIDE:-}" ] || flock "$lock"
 SANDBOX_FS_SIZE=8G
+SANDBOX_NET=host # debootstrap asks the package archive
 need busybox debootstrap tar setcap setfattr gcc mkfifo
 sandbox_enter "$@"
 

@@ -18,12 +18,13 @@
 #   SANDBOX_FS_TYPE    ext4 (default), xfs
 #   SANDBOX_FS_SIZE    size of the scratch file system (default 12G, sparse)
 #   SANDBOX_DRIVER     driver of the store that COMMAND finds (default shiftoverlay)
+#   SANDBOX_NET        private (default), or host: the machine's network
 # Variables that COMMAND sees:
 #   SANDBOX            scratch folder; SANDBOX_FS the scratch file system in it
 #   and what sandbox_store exports.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-: "${SANDBOX_FS_TYPE:=ext4}" "${SANDBOX_FS_SIZE:=12G}" "${SANDBOX_DRIVER:=shiftoverlay}"
+: "${SANDBOX_FS_TYPE:=ext4}" "${SANDBOX_FS_SIZE:=12G}" "${SANDBOX_DRIVER:=shiftoverlay}" "${SANDBOX_NET:=private}"
 
 # sandbox_walkable FOLDER: a container's mapped root has to be able to walk to
 # the graph root, so every folder above it needs o+x.
@@ -49,12 +50,17 @@ sandbox_enter() {
 	fi
 	[ "$(id -u)" = 0 ] || die "needs root (mounts a scratch file system, runs rootful podman)"
 	need unshare ip mount mkfs."$SANDBOX_FS_TYPE" truncate
-	local base=${TMPDIR:-/var/tmp} child rc=0
+	local base=${TMPDIR:-/var/tmp} child rc=0 net=()
+	case $SANDBOX_NET in
+	private) net=(--net) ;;
+	host) ;;
+	*) die "SANDBOX_NET=$SANDBOX_NET: private or host" ;;
+	esac
 	sandbox_walkable "$base"
 	SANDBOX=$(mktemp -d "$base/shiftoverlay-XXXXXXXX") || die "no scratch folder below $base"
 	chmod 755 "$SANDBOX"
-	export SANDBOX SANDBOX_INSIDE=1 SANDBOX_FS=$SANDBOX/fs
-	unshare --mount --propagation private --net --pid --fork --kill-child --mount-proc \
+	export SANDBOX SANDBOX_INSIDE=1 SANDBOX_FS=$SANDBOX/fs SANDBOX_NET
+	unshare --mount --propagation private "${net[@]}" --pid --fork --kill-child --mount-proc \
 		-- "$(readlink -f "$0")" "$@" <&0 &
 	child=$!
 	# The namespace dies with unshare, and everything in it with the namespace.
@@ -83,7 +89,7 @@ sandbox_remove() {
 sandbox_setup() {
 	trap sandbox_leave EXIT
 	mount --make-rshared /
-	ip link set lo up
+	[ "$SANDBOX_NET" = host ] || ip link set lo up
 	mkdir -p "$SANDBOX_FS" "$SANDBOX/etc"
 	sandbox_disk "$SANDBOX/disk.img" "$SANDBOX_FS"
 	mkdir -p "$SANDBOX_FS"/{home,tmp,run,priv}

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	graphdriver "github.com/containers/storage/drivers"
 	"github.com/stretchr/testify/assert"
@@ -220,7 +221,11 @@ func TestReadOnlyRoot(t *testing.T) {
 		require.NoError(t, s.CreateReadWrite("d", "image", nil))
 		require.NoError(t, s.Cleanup())
 		fs := filepath.Dir(s.root)
-		require.NoError(t, unix.Mount("", fs, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+		// Whoever was forked a moment ago may still hold a copy of a descriptor
+		// that is open for writing.
+		require.EventuallyWithT(t, func(t *assert.CollectT) {
+			assert.NoError(t, unix.Mount("", fs, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+		}, 10*time.Second, 20*time.Millisecond)
 		defer func() { require.NoError(t, unix.Mount("", fs, "", unix.MS_REMOUNT, "")) }()
 		_, err := s.Get("d", mapped(m))
 		require.ErrorIs(t, err, unix.EROFS)
