@@ -49,7 +49,7 @@ sandbox_enter() {
 		return 0
 	fi
 	[ "$(id -u)" = 0 ] || die "needs root (mounts a scratch file system, runs rootful podman)"
-	need unshare ip mount mkfs."$SANDBOX_FS_TYPE" truncate
+	need unshare flock ip mount mkfs."$SANDBOX_FS_TYPE" truncate
 	local base=${TMPDIR:-/var/tmp} child rc=0 net=()
 	case $SANDBOX_NET in
 	private) net=(--net) ;;
@@ -60,8 +60,11 @@ sandbox_enter() {
 	SANDBOX=$(mktemp -d "$base/shiftoverlay-XXXXXXXX") || die "no scratch folder below $base"
 	chmod 755 "$SANDBOX"
 	export SANDBOX SANDBOX_INSIDE=1 SANDBOX_FS=$SANDBOX/fs SANDBOX_NET
+	# Held as long as the sandbox may use the cgroups that all podmans share.
+	exec 9</sys/fs/cgroup
+	flock --shared 9
 	unshare --mount --propagation private "${net[@]}" --pid --fork --kill-child --mount-proc \
-		-- "$(readlink -f "$0")" "$@" <&0 &
+		-- "$(readlink -f "$0")" "$@" <&0 9<&- &
 	child=$!
 	# The namespace dies with unshare, and everything in it with the namespace.
 	trap 'set +e; kill -KILL $child 2>/dev/null; wait $child 2>/dev/null; sleep 0.5; sandbox_remove; exit 143' TERM INT HUP
@@ -71,8 +74,14 @@ sandbox_enter() {
 }
 
 # sandbox_remove: what is left when the namespaces are gone: podman's cgroup
-# folders, unless another podman uses them, and the scratch folder.
+# folders, which the last of several sandboxes removes, and the scratch folder.
 sandbox_remove() {
+	! flock --exclusive --nonblock 9 || sandbox_remove_cgroups
+	exec 9<&-
+	rm -rf --one-file-system "$SANDBOX" || say "left behind: $SANDBOX"
+}
+
+sandbox_remove_cgroups() {
 	local d
 	for d in /sys/fs/cgroup{,/*}/libpod_parent; do
 		[ -d "$d" ] || continue
@@ -82,7 +91,6 @@ sandbox_remove() {
 			-exec rmdir {} + 2>/dev/null || true
 		rmdir "$d/conmon" "$d" 2>/dev/null || true
 	done
-	rm -rf --one-file-system "$SANDBOX" || say "left behind: $SANDBOX"
 }
 
 # sandbox_setup: build the world, inside the namespaces.
