@@ -10,7 +10,7 @@ packages=(
 	# running them
 	conmon catatonit netavark iptables fuse-overlayfs uidmap ca-certificates
 	# images, scratch file systems, tests
-	busybox-static debootstrap e2fsprogs xfsprogs btrfs-progs util-linux mount acl attr libcap2-bin
+	busybox-static debootstrap e2fsprogs xfsprogs btrfs-progs erofs-utils util-linux mount acl attr libcap2-bin
 	bats jq shellcheck xz-utils procps iproute2
 )
 

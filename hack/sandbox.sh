@@ -157,7 +157,8 @@ sandbox_disk() {
 	# and no lazy initialisation that would write while something is measured.
 	ext4) mkfs.ext4 -q -i 8192 -E lazy_itable_init=0,lazy_journal_init=0,nodiscard -m 0 "$img" ;;
 	xfs) mkfs.xfs -q "$img" ;;
-	*) die "SANDBOX_FS_TYPE=$type: ext4 or xfs" ;;
+	btrfs) mkfs.btrfs -q "$img" ;;
+	*) die "SANDBOX_FS_TYPE=$type: ext4, xfs or btrfs" ;;
 	esac || die "mkfs.$type failed on $img"
 	mkdir -p "$dir"
 	mount -t "$type" -o loop "$img" "$dir" || die "cannot loop-mount $img (is the loop module there?)"

@@ -136,7 +136,7 @@ func TestVerifyLayers(t *testing.T) {
 	testutil.RequireRoot(t)
 	h := newHost(t)
 	h.ok("pull", "oci:"+writeOCI(t, nastyLayers()...), "nasty")
-	for _, engine := range []string{"auto", "idmap", "metacopy", "copyup"} {
+	for _, engine := range []string{"auto", "idmap", "erofs", "metacopy", "copyup"} {
 		t.Run(engine, func(t *testing.T) {
 			for _, mapping := range [][]string{{oneExtent}, threeExtents(), {"0:100000:80000"}} {
 				args := append([]string{"--engine", engine, "verify", "--content", "nasty"}, flag(mapping...)...)

@@ -14,6 +14,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/cache"
+	"github.com/shiftoverlay/shiftoverlay/internal/ovl"
 	"github.com/shiftoverlay/shiftoverlay/internal/shifter"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
@@ -35,6 +36,9 @@ type Driver struct {
 	shifts *shifter.Shifter
 	cache  *cache.Cache
 	trim   cache.TrimOptions
+	// mountOptions are those of storage.conf, with which overlay mounts unless
+	// the caller of Get has others.
+	mountOptions ovl.Options
 }
 
 // What the storage library asks of drivers beyond graphdriver.Driver, kept by
@@ -130,6 +134,11 @@ func (d *Driver) getPlain(id string, p layerPaths, old *record, o graphdriver.Mo
 
 // getShifted mounts a layer under a mapping.
 func (d *Driver) getShifted(id string, p layerPaths, m idshift.Mapping, old *record, o graphdriver.MountOpts) (_ string, err error) {
+	if mounted(p.merged) {
+		// One more user of a mount that is as it is; overlay counts.
+		o.DisableShifting = true
+		return d.Driver.Get(id, o)
+	}
 	chain, err := p.chain()
 	if err != nil {
 		return "", err
@@ -142,13 +151,14 @@ func (d *Driver) getShifted(id string, p layerPaths, m idshift.Mapping, old *rec
 	if err != nil {
 		return "", fmt.Errorf("mount layer %s: %w", id, err)
 	}
+	defer lower.Close()
 	root, err := p.rootOwner(m, old == nil || !old.Mapping.Equal(m))
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("mount layer %s: %w", id, err)
 	}
-	rec := &record{Mapping: m, Engine: plan.Engine}
-	if plan.Builder != nil {
-		rec.Layer, rec.Key = plan.Ref.Layer, plan.Ref.Key.String()
+	rec := &record{Mapping: m, Engine: lower.Engine}
+	if lower.Ref != (cache.Ref{}) {
+		rec.Layer, rec.Key = lower.Ref.Layer, lower.Ref.Key.String()
 	}
 	if old == nil || !old.same(rec) {
 		if err := writeRecord(p.dir, rec, o.Volatile); err != nil {
@@ -156,20 +166,11 @@ func (d *Driver) getShifted(id string, p layerPaths, m idshift.Mapping, old *rec
 		}
 		d.releaseOld(id, old, rec)
 	}
-	// Without a lower to put in place, this takes away what a crash has left.
-	if err := p.link(lower); err != nil {
-		return "", err
-	}
-	if plan.Builder != nil {
-		// The owners are right already; overlay is to add nothing.
-		o.DisableShifting = true
-		defer func() { err = errors.Join(err, p.link("")) }()
-	}
-	merged, err := d.Driver.Get(id, o)
+	merged, err := d.mountLower(id, p, chain, lower, root, o)
 	if err != nil {
 		return "", err
 	}
-	if plan.Builder != nil {
+	if lower.Ref != (cache.Ref{}) {
 		go d.trimCache()
 	}
 	if err := root.restore(merged, p.upper); err != nil {

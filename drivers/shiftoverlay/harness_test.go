@@ -50,7 +50,7 @@ func TestMain(m *testing.M) {
 }
 
 // playHere plays on the tree of file descriptor 3. It runs in a user
-// namespace. The arguments are a seed and a number of operations.
+// namespace. The arguments are a seed, a number of operations, and the engine.
 func playHere(args []string) error {
 	seed, err := strconv.ParseUint(args[0], 10, 64)
 	if err != nil {
@@ -63,19 +63,19 @@ func playHere(args []string) error {
 	if err := errors.Join(syscall.Fchdir(3), syscall.Chroot(".")); err != nil {
 		return fmt.Errorf("enter the container: %w", err)
 	}
-	p := fsop.NewPlayer(fsop.Ops{Root: "/"}, seed)
+	p := fsop.NewPlayer(fsop.Ops{Root: "/", NoLowerACL: args[2] == "erofs"}, seed)
 	p.Log = func(operation string) { fmt.Fprintln(os.Stdout, operation) }
 	return p.Play(n)
 }
 
 // inside plays on a mounted tree as the root user of a container with the
 // mapping and returns what was done.
-func inside(t *testing.T, merged string, m idshift.Mapping, seed uint64, n int) string {
+func inside(t *testing.T, merged, engine string, m idshift.Mapping, seed uint64, n int) string {
 	t.Helper()
 	dir, err := os.Open(merged)
 	require.NoError(t, err)
 	defer dir.Close()
-	cmd := reexec.CommandContext(t.Context(), playInside, strconv.FormatUint(seed, 10), strconv.Itoa(n))
+	cmd := reexec.CommandContext(t.Context(), playInside, strconv.FormatUint(seed, 10), strconv.Itoa(n), engine)
 	cmd.ExtraFiles = []*os.File{dir}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWUSER, UidMappings: sysMaps(m.UIDs), GidMappings: sysMaps(m.GIDs),
@@ -133,17 +133,48 @@ type setup struct {
 	conf    string   // more lines for shiftoverlay.conf
 }
 
+// builds tells whether the engine keeps something in the cache.
+func (c setup) builds() bool { return c.engine != "idmap" }
+
+// entries is how many entries of the cache a number of mappings of one image
+// make.
+func (c setup) entries(t testing.TB, mappings int) int {
+	t.Helper()
+	switch {
+	case !c.builds():
+		return 0
+	case c.engine != "erofs":
+		return mappings
+	case c.conf == oldErofs || !testutil.KernelSince(t, 6, 2):
+		return mappings + 1
+	default:
+		return 1
+	}
+}
+
+// oldErofs makes the engine erofs work as on kernels that have nothing but
+// what it needs: an image for each mapping, a loop device, ordinary lowers.
+const oldErofs = `erofs_without = "data-only, file, idmap"`
+
+// engines are the engines, erofs at its best and at its worst.
+func engines() []setup {
+	return []setup{
+		{name: "idmap", engine: "idmap"},
+		{name: "erofs", engine: "erofs"},
+		{name: "erofs-old", engine: "erofs", conf: oldErofs},
+		{name: "metacopy", engine: "metacopy"},
+		{name: "copyup", engine: "copyup"},
+	}
+}
+
 // setups are the engines with the mount options that matter to them.
 func setups() []setup {
 	off := []string{"shiftoverlay.mountopt=metacopy=off,redirect_dir=on"}
-	return []setup{
-		{name: "idmap", engine: "idmap"},
-		{name: "idmap-plain", engine: "idmap", options: off},
-		{name: "metacopy", engine: "metacopy"},
-		{name: "copyup", engine: "copyup"},
-		{name: "copyup-plain", engine: "copyup", options: off},
-		{name: "copyup-noredirects", engine: "copyup", options: []string{"shiftoverlay.mountopt=metacopy=off"}},
-	}
+	return append(engines(),
+		setup{name: "idmap-plain", engine: "idmap", options: off},
+		setup{name: "copyup-plain", engine: "copyup", options: off},
+		setup{name: "copyup-noredirects", engine: "copyup", options: []string{"shiftoverlay.mountopt=metacopy=off"}},
+	)
 }
 
 // newStore makes a store in a folder.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	graphdriver "github.com/containers/storage/drivers"
@@ -13,10 +14,12 @@ import (
 	"github.com/containers/storage/pkg/idtools"
 	"github.com/containers/storage/pkg/unshare"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/cache"
 	"github.com/shiftoverlay/shiftoverlay/internal/config"
 	"github.com/shiftoverlay/shiftoverlay/internal/engine"
+	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 	"github.com/shiftoverlay/shiftoverlay/internal/probe"
 	"github.com/shiftoverlay/shiftoverlay/internal/shifter"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
@@ -81,7 +84,7 @@ func Init(home string, options graphdriver.Options) (graphdriver.Driver, error) 
 	if !ok {
 		return nil, fmt.Errorf("shiftoverlay: the storage library's overlay driver is a %T", inner)
 	}
-	d.Driver = o
+	d.Driver, d.mountOptions = o, opts.mount
 	if program || opts.usesMountProgram(home) {
 		logrus.Debugf("shiftoverlay: a mount program does the mounting; nothing is left to shift")
 		return withDeferredRemove(d, (*overlay.Driver).DeferredRemove), nil
@@ -108,6 +111,16 @@ func (d *Driver) probe() (probe.Report, error) {
 	})
 }
 
+// userNS makes a user namespace with a mapping and returns a descriptor of it.
+func userNS(m idshift.Mapping) (int, error) {
+	pid, cleanup, err := idmap.CreateUsernsProcess(idMaps(m.UIDs), idMaps(m.GIDs))
+	if err != nil {
+		return -1, err
+	}
+	defer cleanup()
+	return linux.Openat(unix.AT_FDCWD, "/proc/"+strconv.Itoa(pid)+"/ns/user", unix.O_RDONLY, 0)
+}
+
 // startShifter makes the cache and the shifter.
 func (d *Driver) startShifter(conf config.Config, report probe.Report, opts driverOptions) error {
 	unmapped, err := idshift.ParseUnmapped(conf.Unmapped)
@@ -127,33 +140,54 @@ func (d *Driver) startShifter(conf config.Config, report probe.Report, opts driv
 	d.shifts, err = shifter.New(shifter.Options{
 		Settings: shifter.Settings{Engine: conf.Engine, Unmapped: unmapped, Workers: conf.Workers},
 		Cache:    d.cache,
-		Env:      d.env(report, opts, unmapped),
+		Env:      d.env(report, opts, conf, unmapped),
+		UserNS:   userNS,
 		Debugf:   func(f string, a ...any) { logrus.Debugf("shiftoverlay: "+f, a...) },
 	})
 	return err
 }
 
 // env puts together what engines ask for.
-func (d *Driver) env(report probe.Report, opts driverOptions, unmapped idshift.Unmapped) engine.Env {
+func (d *Driver) env(report probe.Report, opts driverOptions, conf config.Config, unmapped idshift.Unmapped) engine.Env {
 	var e engine.Env
+	// Of idmapped mounts in general, whatever the file system.
+	noIdmap := ""
 	switch {
 	case unshare.IsRootless():
 		e.Idmap = "the kernel allows idmapped mounts to root only"
+		e.Erofs = "the kernel allows EROFS mounts to root only"
 		e.Metacopy = "the kernel lets only root use trusted.overlay.metacopy"
 		return e
 	case unmapped == idshift.Refuse:
-		e.Idmap = `idmapped mounts cannot refuse unmapped IDs (unmapped = "refuse")`
+		noIdmap = `idmapped mounts cannot refuse unmapped IDs (unmapped = "refuse")`
 	case os.Getenv("_CONTAINERS_OVERLAY_DISABLE_IDMAP") == "yes":
-		e.Idmap = "idmapped mounts are disabled by _CONTAINERS_OVERLAY_DISABLE_IDMAP"
+		noIdmap = "idmapped mounts are disabled by _CONTAINERS_OVERLAY_DISABLE_IDMAP"
+	}
+	switch {
+	case noIdmap != "":
+		e.Idmap = noIdmap
 	case !report.IdmapMount.OK():
 		e.Idmap = fmt.Sprintf("%s on kernel %s does not allow idmapped mounts: %s", report.FileSystem, report.Kernel, report.IdmapMount)
 	case !d.Driver.SupportsShifting(nil, nil):
 		e.Idmap = fmt.Sprintf("overlay on kernel %s does not take idmapped lowers", report.Kernel)
 	}
+	e.IdmapACL = string(report.IdmapACL)
 	if c := opts.metacopyConflict(); c != "" {
 		e.Metacopy = c
 	} else if !report.Metacopy.OK() {
 		e.Metacopy = fmt.Sprintf("%s on kernel %s: %s", report.FileSystem, report.Kernel, report.Metacopy)
+	}
+	e.Erofs, e.ErofsFile, e.ErofsData, e.ErofsIdmap = e.Metacopy, string(report.ErofsFile), string(report.ErofsData), string(report.ErofsIdmap)
+	if e.Erofs == "" && !report.Erofs.OK() {
+		e.Erofs = fmt.Sprintf("kernel %s: %s", report.Kernel, report.Erofs)
+	}
+	if noIdmap != "" {
+		e.ErofsIdmap = noIdmap
+	}
+	for way, reason := range map[string]*string{"file": &e.ErofsFile, "data-only": &e.ErofsData, "idmap": &e.ErofsIdmap} {
+		if slices.Contains(conf.ErofsWithout, way) {
+			*reason = "erofs_without"
+		}
 	}
 	return e
 }

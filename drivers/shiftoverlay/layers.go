@@ -15,6 +15,8 @@ import (
 type layerPaths struct {
 	dir    string   // the layer's own folder
 	upper  string   // its "diff"
+	work   string   // overlay's work folder
+	merged string   // where it is mounted
 	lowers []string // the "diff" of each layer below, uppermost first
 }
 
@@ -27,6 +29,8 @@ func (d *Driver) paths(id string) (layerPaths, error) {
 	return layerPaths{
 		dir:    filepath.Dir(m["UpperDir"]),
 		upper:  m["UpperDir"],
+		work:   m["WorkDir"],
+		merged: m["MergedDir"],
 		lowers: ovl.SplitLowers(m["LowerDir"]),
 	}, nil
 }

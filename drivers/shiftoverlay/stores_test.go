@@ -3,6 +3,7 @@ package shiftoverlay
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -13,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/config"
-	"github.com/shiftoverlay/shiftoverlay/internal/engine"
 	"github.com/shiftoverlay/shiftoverlay/internal/testutil"
 	"github.com/shiftoverlay/shiftoverlay/internal/testutil/fsop"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
@@ -24,8 +24,8 @@ import (
 func TestAdditionalStores(t *testing.T) {
 	testutil.RequireRoot(t)
 	for _, writer := range []string{driverName, "overlay"} {
-		for _, engine := range []string{"idmap", "metacopy", "copyup"} {
-			t.Run(writer+"/"+engine, func(t *testing.T) {
+		for _, c := range engines() {
+			t.Run(writer+"/"+c.name, func(t *testing.T) {
 				fs := testutil.LoopFS(t, "ext4", smallFS)
 				there, here := filepath.Join(fs, "there"), filepath.Join(fs, "here")
 				require.NoError(t, os.MkdirAll(there, 0o755))
@@ -39,7 +39,8 @@ func TestAdditionalStores(t *testing.T) {
 				require.NoError(t, other.Put("image"))
 				require.NoError(t, other.Cleanup())
 
-				s := newStore(t, here, setup{engine: engine, options: []string{"shiftoverlay.imagestore=" + there}})
+				c.options = []string{"shiftoverlay.imagestore=" + there}
+				s := newStore(t, here, c)
 				meta, err := s.Metadata("image")
 				require.NoError(t, err)
 				assert.NotContains(t, meta["UpperDir"], here+"/graph")
@@ -85,19 +86,17 @@ func TestStatus(t *testing.T) {
 			assert.Contains(t, rows, name, "a row of overlay's")
 		}
 		assert.Equal(t, c.engine, rows["Shift engine"])
-		assert.Equal(t, "set in shiftoverlay.conf", rows["Shift engine reason"])
+		reason, note, _ := strings.Cut(rows["Shift engine reason"], "; note: ")
+		assert.Equal(t, "set in shiftoverlay.conf", reason)
+		assert.Equal(t, c.engine == "erofs", strings.Contains(note, "ENOTSUP"), "what an operator should know")
 		assert.Equal(t, "0", rows["Shift cache entries"])
 		assert.Equal(t, "0B", rows["Shift cache size"])
 		assert.Equal(t, filepath.Join(s.root, "shiftoverlay-shifted"), rows["Shift cache path"])
 		assert.Equal(t, "true", rows["Supports shifting"])
 		s.container("c", "image", mapping(t, oneExtent))
 		require.NoError(t, s.Put("c"))
-		want := "1"
-		if c.engine == "idmap" {
-			want = "0"
-		}
-		assert.Equal(t, want, s.status()["Shift cache entries"])
-		assert.Equal(t, want == "1", s.status()["Shift cache size"] != "0B")
+		assert.Equal(t, strconv.Itoa(c.entries(t, 1)), s.status()["Shift cache entries"])
+		assert.Equal(t, c.builds(), s.status()["Shift cache size"] != "0B")
 		assert.Equal(t, driverName, s.String())
 	})
 }
@@ -110,10 +109,11 @@ func TestAuto(t *testing.T) {
 		mount   string
 		engine  string
 		reason  []string
+		image   string // the engine for an image that has ACLs; as engine if empty
 	}{
 		"all":              {engine: "idmap", reason: []string{"cheapest"}},
-		"no idmap":         {noIdmap: true, engine: "metacopy", reason: []string{"idmap", "_CONTAINERS_OVERLAY_DISABLE_IDMAP"}},
-		"neither":          {noIdmap: true, mount: "metacopy=off", engine: "copyup", reason: []string{"idmap", "metacopy", "metacopy=off"}},
+		"no idmap":         {noIdmap: true, engine: "erofs", reason: []string{"idmap: ", "_CONTAINERS_OVERLAY_DISABLE_IDMAP"}, image: "metacopy"},
+		"neither":          {noIdmap: true, mount: "metacopy=off", engine: "copyup", reason: []string{"idmap: ", "erofs: ", "metacopy: ", "metacopy=off"}},
 		"option":           {mount: "x-shiftoverlay.engine=copyup", engine: "copyup", reason: []string{"set in"}},
 		"option over file": {noIdmap: true, mount: "nodev,x-shiftoverlay.engine=metacopy", engine: "metacopy", reason: []string{"set in"}},
 	} {
@@ -132,6 +132,15 @@ func TestAuto(t *testing.T) {
 			assert.Equal(t, [2]uint32{200000, 200000}, owner(t, merged+"/etc/passwd"))
 			require.NoError(t, s.Put("c"))
 			rec, err := readRecord(s.dir("c"))
+			require.NoError(t, err)
+			if c.image == "" {
+				c.image = c.engine
+			}
+			assert.Equal(t, c.image, rec.Engine)
+			s.image("simple", "", func(o fsop.Ops) error { return o.Write("file", "x") })
+			s.container("d", "simple", mapping(t, oneExtent))
+			require.NoError(t, s.Put("d"))
+			rec, err = readRecord(s.dir("d"))
 			require.NoError(t, err)
 			assert.Equal(t, c.engine, rec.Engine)
 		})
@@ -154,8 +163,8 @@ func TestEngineChanges(t *testing.T) {
 	))
 	want, change := seen(t, merged, &m), s.diff("c", "image")
 	require.NoError(t, s.Put("c"))
-	for _, engine := range []string{"copyup", "idmap", "metacopy"} {
-		c.engine = engine
+	for _, c := range append(engines(), c) {
+		engine := c.engine
 		s.open(c)
 		equal(t, want, seen(t, s.get("c", graphdriver.MountOpts{}), &m), "metacopy != "+engine)
 		assert.Equal(t, change, s.diff("c", "image"), engine)
@@ -178,18 +187,19 @@ func TestBadSettings(t *testing.T) {
 		want    []string
 		is      error
 	}{
-		"unknown storage option":     {setup: setup{options: []string{"shiftoverlay.no_such_option=1"}}, want: []string{"no_such_option"}},
-		"storage option without =":   {setup: setup{options: []string{"shiftoverlay.mountopt"}}, want: []string{"shiftoverlay.mountopt"}},
-		"unknown engine":             {setup: setup{engine: "best"}, want: []string{"best", "metacopy"}, is: config.ErrInvalid},
-		"engine that does not exist": {setup: setup{engine: "erofs"}, want: []string{"erofs"}, is: engine.ErrUnknown},
-		"unknown key":                {setup: setup{conf: "engines = 3"}, want: []string{"engines"}, is: config.ErrInvalid},
-		"no TOML":                    {setup: setup{conf: "=="}, want: []string{"shiftoverlay.conf"}, is: config.ErrInvalid},
-		"unknown policy":             {setup: setup{conf: `unmapped = "guess"`}, want: []string{"guess", "refuse"}, is: config.ErrInvalid},
-		"private option":             {setup: setup{options: []string{"mountopt=x-shiftoverlay.engine=best"}}, want: []string{"x-shiftoverlay.engine", "best"}},
-		"unknown private option":     {setup: setup{options: []string{"mountopt=x-shiftoverlay.no_such=1"}}, want: []string{"no_such"}},
-		"idmap is disabled":          {setup: setup{engine: "idmap"}, noIdmap: true, want: []string{"idmap", "_CONTAINERS_OVERLAY_DISABLE_IDMAP"}},
-		"metacopy is excluded":       {setup: setup{engine: "metacopy", options: []string{"mountopt=nodev,metacopy=off"}}, want: []string{"metacopy", "metacopy=off"}},
-		"redirects are excluded":     {setup: setup{engine: "metacopy", options: []string{"mountopt=redirect_dir=off"}}, want: []string{"redirect_dir=off"}},
+		"unknown storage option":   {setup: setup{options: []string{"shiftoverlay.no_such_option=1"}}, want: []string{"no_such_option"}},
+		"storage option without =": {setup: setup{options: []string{"shiftoverlay.mountopt"}}, want: []string{"shiftoverlay.mountopt"}},
+		"unknown engine":           {setup: setup{engine: "best"}, want: []string{"best", "metacopy"}, is: config.ErrInvalid},
+		"unknown way":              {setup: setup{conf: `erofs_without = "best"`}, want: []string{"erofs_without", "best", "data-only"}, is: config.ErrInvalid},
+		"erofs wants metacopy":     {setup: setup{engine: "erofs", options: []string{"mountopt=metacopy=off"}}, want: []string{"erofs", "metacopy=off"}},
+		"unknown key":              {setup: setup{conf: "engines = 3"}, want: []string{"engines"}, is: config.ErrInvalid},
+		"no TOML":                  {setup: setup{conf: "=="}, want: []string{"shiftoverlay.conf"}, is: config.ErrInvalid},
+		"unknown policy":           {setup: setup{conf: `unmapped = "guess"`}, want: []string{"guess", "refuse"}, is: config.ErrInvalid},
+		"private option":           {setup: setup{options: []string{"mountopt=x-shiftoverlay.engine=best"}}, want: []string{"x-shiftoverlay.engine", "best"}},
+		"unknown private option":   {setup: setup{options: []string{"mountopt=x-shiftoverlay.no_such=1"}}, want: []string{"no_such"}},
+		"idmap is disabled":        {setup: setup{engine: "idmap"}, noIdmap: true, want: []string{"idmap", "_CONTAINERS_OVERLAY_DISABLE_IDMAP"}},
+		"metacopy is excluded":     {setup: setup{engine: "metacopy", options: []string{"mountopt=nodev,metacopy=off"}}, want: []string{"metacopy", "metacopy=off"}},
+		"redirects are excluded":   {setup: setup{engine: "metacopy", options: []string{"mountopt=redirect_dir=off"}}, want: []string{"redirect_dir=off"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.noIdmap {

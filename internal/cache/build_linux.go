@@ -20,7 +20,7 @@ func (c *Cache) acquireSlow(ctx context.Context, ref Ref, user string, b Builder
 	if err := c.makeDirs(); err != nil {
 		return nil, err
 	}
-	release, err := lockFile(ctx, filepath.Join(c.dir, locksName, ref.Key.String()+lockSuffix), true)
+	release, err := lockFile(ctx, c.keyLock(ref.Key), true)
 	if err != nil {
 		return nil, err
 	}
@@ -54,6 +54,11 @@ func (c *Cache) acquireSlow(ctx context.Context, ref Ref, user string, b Builder
 	return c.build(bctx, ref, users, b)
 }
 
+// keyLock is the lock of whoever may publish entries of a key.
+func (c *Cache) keyLock(key Key) string {
+	return filepath.Join(c.dir, locksName, key.String()+lockSuffix)
+}
+
 // build makes and publishes an entry. The caller holds the key's lock.
 func (c *Cache) build(ctx context.Context, ref Ref, users []string, b Builder) (*Entry, error) {
 	tmp, err := c.newTemp()
@@ -65,20 +70,49 @@ func (c *Cache) build(ctx context.Context, ref Ref, users []string, b Builder) (
 			c.logf("cache: %v", err)
 		}
 	}()
-	data := filepath.Join(tmp.path, dataName)
-	for _, dir := range []string{tmp.path, data, filepath.Join(tmp.path, usersName)} {
+	for _, dir := range []string{tmp.path, filepath.Join(tmp.path, usersName)} {
 		if err := makeDir(dir); err != nil {
 			return nil, fmt.Errorf("prepare build: %w", err)
 		}
 	}
-	if err := b.Build(ctx, data); err != nil {
-		if ctx.Err() != nil && !errors.Is(err, ctx.Err()) {
-			err = errors.Join(err, ctx.Err())
-		}
+	if err := c.fill(ctx, filepath.Join(tmp.path, dataName), ref, b); err != nil {
 		return nil, fmt.Errorf("build: %w", err)
 	}
+	m, err := c.describe(tmp.path, users, b)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.publish(tmp.path, ref); err != nil {
+		return nil, err
+	}
+	return &Entry{ref: ref, path: c.path(ref), meta: m, builtNow: true}, nil
+}
+
+// fill makes the folder data, which does not exist yet: out of another entry
+// where that is possible, otherwise from nothing.
+func (c *Cache) fill(ctx context.Context, data string, ref Ref, b Builder) error {
+	if done, err := c.recycle(ctx, data, ref, b); done || err != nil {
+		return err
+	}
+	if err := makeDir(data); err != nil {
+		return err
+	}
+	return withContext(ctx, b.Build(ctx, data))
+}
+
+// withContext adds to an error, if there is one, that ctx has ended, if it has.
+func withContext(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil && !errors.Is(err, ctx.Err()) {
+		return errors.Join(err, ctx.Err())
+	}
+	return err
+}
+
+// describe writes all that an entry's folder holds besides its data and the
+// folder of the users.
+func (c *Cache) describe(path string, users []string, b Builder) (meta, error) {
 	now := c.now()
-	m := meta{Version: metaVersion, BootID: c.bootID, Built: now, Meta: b.Meta}
+	m := meta{Version: metaVersion, BootID: c.bootID, Built: now, Meta: b.Meta, Disposable: b.Disposable, Kin: b.Kin}
 	if b.Stats != nil {
 		if s := b.Stats(); s != (Stats{}) {
 			m.Stats = &s
@@ -86,30 +120,27 @@ func (c *Cache) build(ctx context.Context, ref Ref, users []string, b Builder) (
 	}
 	text, err := json.Marshal(m)
 	if err != nil {
-		return nil, fmt.Errorf("describe build: %w", err)
+		return m, fmt.Errorf("describe build: %w", err)
 	}
 	if len(text) >= metaLimit {
-		return nil, fmt.Errorf("describe build: Meta has %d bytes, at most %d fit: %w", len(b.Meta), metaLimit, unix.EFBIG)
+		return m, fmt.Errorf("describe build: Meta has %d bytes, at most %d fit: %w", len(b.Meta), metaLimit, unix.EFBIG)
 	}
-	if err := writeFile(filepath.Join(tmp.path, metaName), append(text, '\n')); err != nil {
-		return nil, fmt.Errorf("describe build: %w", err)
+	if err := writeFile(filepath.Join(path, metaName), append(text, '\n')); err != nil {
+		return m, fmt.Errorf("describe build: %w", err)
 	}
 	for _, user := range users {
-		if err := writeFile(filepath.Join(tmp.path, usersName, user), nil); err != nil {
-			return nil, fmt.Errorf("register user: %w", err)
+		if err := writeFile(filepath.Join(path, usersName, user), nil); err != nil {
+			return m, fmt.Errorf("register user: %w", err)
 		}
 	}
-	used := filepath.Join(tmp.path, usedName)
+	used := filepath.Join(path, usedName)
 	if err := writeFile(used, nil); err != nil {
-		return nil, fmt.Errorf("note use: %w", err)
+		return m, fmt.Errorf("note use: %w", err)
 	}
 	if err := os.Chtimes(used, now, now); err != nil {
-		return nil, fmt.Errorf("note use: %w", err)
+		return m, fmt.Errorf("note use: %w", err)
 	}
-	if err := c.publish(tmp.path, ref); err != nil {
-		return nil, err
-	}
-	return &Entry{ref: ref, path: c.path(ref), meta: m, builtNow: true}, nil
+	return m, nil
 }
 
 // publish moves a finished build to its place. The folder of the layer can

@@ -57,16 +57,21 @@ type Options struct {
 	// MaxBuilds bounds the builds that run at the same time, over all
 	// processes that use this folder. 0: as many as there are processors.
 	MaxBuilds int
+	// RecycleAfter is how long an entry must have gone unused before another
+	// may be made out of it, see Builder.Recycle: a mapping that is used again
+	// soon keeps its entry. 0: ten minutes.
+	RecycleAfter time.Duration
 }
 
 // Cache is a folder of entries. Its methods are safe for concurrent use by
 // goroutines and processes. It holds no open file and need not be closed.
 type Cache struct {
-	dir       string
-	bootID    string
-	now       func() time.Time
-	logf      func(format string, args ...any)
-	maxBuilds int
+	dir          string
+	bootID       string
+	now          func() time.Time
+	logf         func(format string, args ...any)
+	maxBuilds    int
+	recycleAfter time.Duration
 }
 
 // Builder makes what an entry holds.
@@ -82,6 +87,22 @@ type Builder struct {
 	// Stats, if not nil, is called after Build and saves the walk with which
 	// List would otherwise find out how large the entry is.
 	Stats func() Stats
+	// Disposable says that the entry is made again in no time. Where the cache
+	// is too large, such entries go before others do. Nobody need make them
+	// durable.
+	Disposable bool
+	// Kin is equal for two entries of a layer if Recycle can make one out of
+	// the other. It is kept with the entry. Empty: the entry is made from
+	// nothing, and nothing is made out of it.
+	Kin string
+	// Recycle, if not nil, turns dir, which holds what Build or Recycle of an
+	// entry of the same Kin left there, into what Build would make. It is
+	// called in Build's place if there is an entry of the same layer and Kin
+	// that can be trusted, has no user, and has not been used for
+	// Options.RecycleAfter; of several, the one that was used least recently
+	// ceases to exist. Build is called after all, for an empty folder, if
+	// Recycle fails and the context has not ended.
+	Recycle func(ctx context.Context, dir string) error
 }
 
 // Stats is the size of an entry: allocated bytes (st_blocks in units of 512,
@@ -130,7 +151,16 @@ func Open(dir string, o Options) (*Cache, error) {
 	if o.MaxBuilds == 0 {
 		o.MaxBuilds = runtime.NumCPU()
 	}
-	return &Cache{dir: filepath.Clean(dir), bootID: o.BootID, now: o.Now, logf: o.Logf, maxBuilds: o.MaxBuilds}, nil
+	if o.RecycleAfter < 0 {
+		return nil, fmt.Errorf("open cache %q: RecycleAfter is %s, must not be negative: %w", dir, o.RecycleAfter, os.ErrInvalid)
+	}
+	if o.RecycleAfter == 0 {
+		o.RecycleAfter = recycleAfter
+	}
+	return &Cache{
+		dir: filepath.Clean(dir), bootID: o.BootID, now: o.Now, logf: o.Logf,
+		maxBuilds: o.MaxBuilds, recycleAfter: o.RecycleAfter,
+	}, nil
 }
 
 // Dir returns the folder that the cache lives in.
@@ -165,11 +195,11 @@ func (c *Cache) Acquire(ctx context.Context, ref Ref, user string, b Builder) (*
 
 // Release says that user no longer needs the entry of ref. It is idempotent:
 // neither the user nor the entry need exist. The entry stays until it is
-// trimmed.
+// trimmed or recycled.
 func (c *Cache) Release(ref Ref, user string) error {
 	err := errors.Join(checkLayer(ref.Layer), checkUser(user))
 	if err == nil {
-		err = os.Remove(filepath.Join(c.path(ref), usersName, user))
+		err = c.release(c.path(ref), user)
 	}
 	if err != nil && !absent(err) {
 		return fmt.Errorf("release cache entry %s of user %q: %w", ref, user, err)

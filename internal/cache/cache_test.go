@@ -27,6 +27,9 @@ func TestOpen(t *testing.T) {
 	_, err = Open(t.TempDir(), Options{MaxBuilds: -1})
 	require.ErrorIs(t, err, os.ErrInvalid)
 
+	_, err = Open(t.TempDir(), Options{RecycleAfter: -1})
+	require.ErrorIs(t, err, os.ErrInvalid)
+
 	dir := filepath.Join(t.TempDir(), "a")
 	c, err := Open(dir, Options{})
 	require.NoError(t, err)

@@ -31,11 +31,9 @@ func (c *Cache) markDurable(ctx context.Context, ref Ref) error {
 	if err != nil {
 		return err
 	}
-	// Registering and trimming shall not wait for the disk. Should the entry
-	// be replaced meanwhile, then the mark goes to the old one: everything
-	// here is by descriptor.
-	_ = unix.Flock(fd, unix.LOCK_UN)
 	defer func() { _ = unix.Close(fd) }()
+	// Registering and trimming shall not wait for the disk.
+	_ = unix.Flock(fd, unix.LOCK_UN)
 	e, err := c.inspect(fd, ref)
 	if err != nil || e.durable {
 		return err
@@ -46,7 +44,7 @@ func (c *Cache) markDurable(ctx context.Context, ref Ref) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	mark, err := linux.Openat(fd, durableName, unix.O_WRONLY|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
+	mark, err := c.createMark(ctx, fd, ref)
 	if err != nil {
 		return err
 	}
@@ -56,6 +54,24 @@ func (c *Cache) markDurable(ctx context.Context, ref Ref) error {
 		return err
 	}
 	return fsync(fd, e.path)
+}
+
+// createMark makes the mark in the entry's folder fd and opens it, if the
+// entry is still the one of ref: one that is being recycled must not get it.
+func (c *Cache) createMark(ctx context.Context, fd int, ref Ref) (int, error) {
+	path := c.path(ref)
+	if err := poll(ctx, func() error { return flock(fd, path, unix.LOCK_SH) }); err != nil {
+		return -1, err
+	}
+	defer func() { _ = unix.Flock(fd, unix.LOCK_UN) }()
+	same, err := sameFile(unix.AT_FDCWD, fd, path)
+	if err != nil {
+		return -1, err
+	}
+	if !same {
+		return -1, &MissError{Ref: ref, Reason: Absent}
+	}
+	return linux.Openat(fd, durableName, unix.O_WRONLY|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
 }
 
 // fsync is fsync(2).

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -41,6 +42,10 @@ type meta struct {
 	Built   time.Time       `json:"built"`
 	Stats   *Stats          `json:"stats,omitempty"`
 	Meta    json.RawMessage `json:"meta,omitempty"`
+	// Of an entry that an older program built, both are zero; older programs
+	// take no notice of them.
+	Disposable bool   `json:"disposable,omitempty"`
+	Kin        string `json:"kin,omitempty"`
 }
 
 // Entry is an entry as Acquire found or made it. It does not change any more
@@ -67,7 +72,8 @@ func (e *Entry) Path() string { return filepath.Join(e.path, dataName) }
 // Meta returns the Builder's record of the entry.
 func (e *Entry) Meta() json.RawMessage { return e.meta.Meta }
 
-// BuiltNow reports whether this very call of Acquire built the entry.
+// BuiltNow reports whether this very call of Acquire built the entry, from
+// nothing or out of another.
 func (e *Entry) BuiltNow() bool { return e.builtNow }
 
 // Durable reports whether the entry was known to have reached the disk when
@@ -120,7 +126,15 @@ func (c *Cache) lookup(ctx context.Context, ref Ref, user string) (*Entry, error
 		return nil, fmt.Errorf("register user in %q: %w", e.path, err)
 	}
 	_ = unix.Close(file)
-	return e, c.touch(fd, e.path)
+	err = c.touch(fd, e.path)
+	if absent(err) {
+		// The layer was staged for removal, and the folder is deleted already.
+		return nil, &MissError{Ref: ref, Reason: Absent}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return e, nil
 }
 
 // inspect reads an entry and decides whether it can be trusted. The error is
@@ -198,6 +212,21 @@ func (c *Cache) touch(fd int, path string) error {
 		return fmt.Errorf("note use in %q: %w", path, err)
 	}
 	return nil
+}
+
+// release forgets a user of the entry in the folder path.
+func (c *Cache) release(path, user string) error {
+	name := filepath.Join(path, usersName, user)
+	if _, err := os.Lstat(name); err != nil {
+		return err
+	}
+	// The time first: once the last user is gone, the entry may be recycled if
+	// it has not been used for long.
+	now := unix.NsecToTimespec(c.now().UnixNano())
+	if err := linux.Lutimesat(unix.AT_FDCWD, filepath.Join(path, usedName), now, now); err != nil && !absent(err) {
+		c.logf("cache: note end of use: %v", err)
+	}
+	return os.Remove(name)
 }
 
 // readAt reads a small file in the folder fd.

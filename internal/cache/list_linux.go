@@ -27,12 +27,16 @@ type Info struct {
 	Stats
 	// Built is when the build ended; zero if that is not known.
 	Built time.Time
-	// LastUsed is when the entry was last acquired, exact to the minute.
+	// LastUsed is when the entry was last acquired or released, exact to the
+	// minute.
 	LastUsed time.Time
 	// Users are the names that are registered, in alphabetical order.
 	Users []string
 	// Durable reports the mark of MarkDurable.
 	Durable bool
+	// Disposable is the Builder's word that the entry is made again in no
+	// time.
+	Disposable bool
 	// Unusable says why Acquire would build the entry anew; empty if it would
 	// not.
 	Unusable Reason
@@ -122,23 +126,28 @@ func (c *Cache) infoAt(ctx context.Context, fd int, ref Ref) (Info, error) {
 	} else if err != nil {
 		return info, err
 	}
-	info.Meta, info.Built, info.Durable = e.meta.Meta, e.meta.Built, e.durable
+	info.Meta, info.Built, info.Durable, info.Disposable = e.meta.Meta, e.meta.Built, e.durable, e.meta.Disposable
 	if info.Users, err = readNamesAt(fd, usersName); err != nil {
 		return info, err
 	}
 	slices.Sort(info.Users)
-	var st unix.Stat_t
-	if linux.Lstatat(fd, usedName, &st) == nil {
-		info.LastUsed = time.Unix(st.Mtim.Unix())
-	} else {
-		info.LastUsed = info.Built
-	}
+	info.LastUsed = lastUsed(fd, e)
 	if e.meta.Stats != nil {
 		info.Stats = *e.meta.Stats
 		return info, nil
 	}
 	info.Stats, err = c.size(ctx, fd, c.path(ref))
 	return info, err
+}
+
+// lastUsed returns when the entry e, whose folder is open as fd, was last used:
+// when it was built if nothing else is known.
+func lastUsed(fd int, e *Entry) time.Time {
+	var st unix.Stat_t
+	if linux.Lstatat(fd, usedName, &st) == nil {
+		return time.Unix(st.Mtim.Unix())
+	}
+	return e.meta.Built
 }
 
 // size returns the size of an entry, and remembers it.

@@ -32,7 +32,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// child is the other process. It prints "built" or "found".
+// child is the other process. It prints "built" or "found". A mode that begins
+// with "recycle" is that of a writer.
 func child(text string) error {
 	words := strings.Fields(text)
 	if len(words) != 4 {
@@ -43,9 +44,12 @@ func child(text string) error {
 	if !ok {
 		return fmt.Errorf("key %q", words[3])
 	}
-	c, err := Open(dir, Options{BootID: "boot-1"})
+	c, err := Open(dir, Options{BootID: "boot-1", RecycleAfter: 1})
 	if err != nil {
 		return err
+	}
+	if strings.HasPrefix(mode, "recycle") {
+		return recycleChild(c, mode, Ref{words[2], key})
 	}
 	b := Builder{Build: func(_ context.Context, dir string) error {
 		if err := os.WriteFile(filepath.Join(dir, "part"), []byte("1"), 0o600); err != nil {

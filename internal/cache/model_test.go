@@ -1,11 +1,15 @@
 package cache
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,6 +24,8 @@ type modelEntry struct {
 	durable    bool
 	used       time.Time
 	users      map[string]bool
+	kin        string
+	disposable bool
 }
 
 // model is the cache as it should be.
@@ -50,13 +56,51 @@ func (m *model) open(t *rapid.T) {
 
 func (m *model) usable(e *modelEntry) bool { return e != nil && (e.durable || e.boot == m.boot) }
 
+// recyclable returns the entry that r is made out of, if there is one.
+func (m *model) recyclable(r Ref, kin string) (old Ref, ok bool) {
+	refs := slices.SortedFunc(maps.Keys(m.entries), func(a, b Ref) int { return strings.Compare(a.String(), b.String()) })
+	for _, candidate := range refs {
+		e := m.entries[candidate]
+		if kin == "" || candidate == r || candidate.Layer != r.Layer || e.kin != kin || len(e.users) > 0 ||
+			!m.usable(e) || m.clock.now().Sub(e.used) < recycleAfter {
+			continue
+		}
+		if !ok || e.used.Before(m.entries[old].used) {
+			old, ok = candidate, true
+		}
+	}
+	return old, ok
+}
+
+// builder makes an entry whose file "0" holds the number of the build, and
+// notes in from the number of the build that it recycled.
+func (m *model) builder(t *rapid.T, kin string, from *string) Builder {
+	content := fmt.Sprint(m.builds)
+	write := func(dir string) error { return os.WriteFile(filepath.Join(dir, "0"), []byte(content), 0o600) }
+	b := Builder{
+		Meta:       json.RawMessage(content),
+		Kin:        kin,
+		Disposable: rapid.Bool().Draw(t, "disposable"),
+		Build:      func(_ context.Context, dir string) error { return write(dir) },
+	}
+	if rapid.Bool().Draw(t, "can recycle") {
+		b.Recycle = func(_ context.Context, dir string) error {
+			old, err := os.ReadFile(filepath.Join(dir, "0"))
+			*from = string(old)
+			return errors.Join(err, write(dir))
+		}
+	}
+	return b
+}
+
 // Acquire finds what is usable and builds the rest.
 func (m *model) Acquire(t *rapid.T) {
 	r, user := drawRef(t), drawUser.Draw(t, "user")
 	e := m.entries[r]
 	build := !m.usable(e)
-	b := filesBuilder(1)
-	b.Meta = fmt.Appendf(nil, "%d", m.builds)
+	kin := rapid.SampledFrom([]string{"", "k", "k", "l"}).Draw(t, "kin")
+	var from string
+	b := m.builder(t, kin, &from)
 	got, err := m.c.Acquire(t.Context(), r, user, b)
 	require.NoError(t, err)
 	require.Equal(t, build, got.BuiltNow())
@@ -65,7 +109,13 @@ func (m *model) Acquire(t *rapid.T) {
 		if e != nil {
 			users = e.users
 		}
-		e = &modelEntry{generation: m.builds, boot: m.boot, used: m.clock.now(), users: users}
+		want := ""
+		if old, ok := m.recyclable(r, kin); ok && b.Recycle != nil {
+			want = fmt.Sprint(m.entries[old].generation)
+			delete(m.entries, old)
+		}
+		require.Equal(t, want, from, "what was recycled")
+		e = &modelEntry{generation: m.builds, boot: m.boot, used: m.clock.now(), users: users, kin: kin, disposable: b.Disposable}
 		m.entries[r] = e
 		m.builds++
 	} else if m.clock.now().Sub(e.used) >= usedInterval {
@@ -80,8 +130,9 @@ func (m *model) Acquire(t *rapid.T) {
 func (m *model) Release(t *rapid.T) {
 	r, user := drawRef(t), drawUser.Draw(t, "user")
 	require.NoError(t, m.c.Release(r, user))
-	if e := m.entries[r]; e != nil {
+	if e := m.entries[r]; e != nil && e.users[user] {
 		delete(e.users, user)
+		e.used = m.clock.now()
 	}
 }
 
@@ -173,7 +224,10 @@ func (m *model) Check(t *rapid.T) {
 		require.Equal(t, e.durable, info.Durable)
 		require.Equal(t, m.usable(e), info.Unusable == "")
 		require.True(t, e.used.Equal(info.LastUsed), "used %v, not %v", info.LastUsed, e.used)
-		require.FileExists(t, filepath.Join(m.c.path(info.Ref), dataName, "0"))
+		require.Equal(t, e.disposable, info.Disposable)
+		content, err := os.ReadFile(filepath.Join(m.c.path(info.Ref), dataName, "0"))
+		require.NoError(t, err)
+		require.Equal(t, fmt.Sprint(e.generation), string(content))
 	}
 }
 

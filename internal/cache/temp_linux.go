@@ -77,14 +77,24 @@ func (c *Cache) trash(dirfd int, path string) (*temp, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Renameat(dirfd, path, unix.AT_FDCWD, tmp.path); err != nil {
-		if tmp.lock >= 0 {
-			_ = unix.Unlink(tmp.path + lockSuffix)
-		}
-		tmp.abandon()
-		return nil, &os.LinkError{Op: "rename", Old: path, New: tmp.path, Err: err}
+	if err := tmp.take(dirfd, path); err != nil {
+		return nil, err
 	}
 	return tmp, nil
+}
+
+// take moves path, relative to the folder dirfd, to the reserved name, or
+// gives the name back.
+func (t *temp) take(dirfd int, path string) error {
+	err := unix.Renameat(dirfd, path, unix.AT_FDCWD, t.path)
+	if err == nil {
+		return nil
+	}
+	if t.lock >= 0 {
+		_ = unix.Unlink(t.path + lockSuffix)
+	}
+	t.abandon()
+	return &os.LinkError{Op: "rename", Old: path, New: t.path, Err: err}
 }
 
 // sweep deletes what the dead left in tmp/.

@@ -18,7 +18,8 @@ import (
 // TrimOptions says what Trim may remove.
 type TrimOptions struct {
 	// MaxSize bounds the allocated bytes of all entries together; beyond it,
-	// entries go, the least recently used first. 0: no bound.
+	// entries go, the least recently used first, and those that are not
+	// disposable only after all that are. 0: no bound.
 	MaxSize int64
 	// MaxAge is how long an entry may go unused. 0: for ever. A nanosecond:
 	// everything that has no user goes.
@@ -41,9 +42,8 @@ type TrimOptions struct {
 const lockPatience = time.Second
 
 // Trim removes the entries that nobody needs: those whose layer is gone, those
-// that Acquire would build anew anyway, those unused for MaxAge, and, the
-// least recently used first, those beyond MaxSize; none with a living user
-// unless forced. It forgets dead users and deletes what dead processes left
+// that Acquire would build anew anyway, those unused for MaxAge, and of the
+// rest those beyond MaxSize; none with a living user unless forced. It forgets dead users and deletes what dead processes left
 // in tmp/. It returns what it removed, also with an error, which names what
 // could not be removed while the rest was.
 func (c *Cache) Trim(ctx context.Context, o TrimOptions) (removed []Info, err error) {
@@ -54,21 +54,40 @@ func (c *Cache) Trim(ctx context.Context, o TrimOptions) (removed []Info, err er
 	for _, info := range infos {
 		total += info.Bytes
 	}
-	for _, info := range infos {
-		if err := ctx.Err(); err != nil {
-			errs = append(errs, err)
-			break
+	// pass offers entries for removal while wanted says so, and returns those
+	// that stay and might go at another time.
+	pass := func(infos []Info, tooMuch bool, wanted func() bool) (left []Info) {
+		for _, info := range infos {
+			if !wanted() || ctx.Err() != nil {
+				break
+			}
+			gone, err := c.trimEntry(ctx, info, o, tooMuch)
+			switch {
+			case gone:
+				total -= info.Bytes
+				removed = append(removed, info)
+			case err == nil:
+				left = append(left, info)
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("cache entry %s: %w", info.Ref, err))
+			}
 		}
-		gone, err := c.trimEntry(ctx, info, o, o.MaxSize > 0 && total > o.MaxSize)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("cache entry %s: %w", info.Ref, err))
-		}
-		if gone {
-			total -= info.Bytes
-			removed = append(removed, info)
-		}
+		return left
 	}
-	errs = append(errs, c.sweep(ctx), c.sweepLocks())
+	left := pass(infos, false, func() bool { return true })
+	slices.SortStableFunc(left, func(a, b Info) int {
+		switch {
+		case a.Disposable == b.Disposable:
+			return 0
+		case a.Disposable:
+			return -1
+		default:
+			return 1
+		}
+	})
+	pass(left, true, func() bool { return o.MaxSize > 0 && total > o.MaxSize })
+	errs = append(errs, ctx.Err(), c.sweep(ctx), c.sweepLocks())
 	if err := errors.Join(errs...); err != nil {
 		return removed, fmt.Errorf("trim cache %q: %w", c.dir, err)
 	}

@@ -102,6 +102,49 @@ func TestTrim(t *testing.T) {
 	}
 }
 
+// TestTrimDisposable: what is made again in no time goes first when there is
+// too much, but not before what goes for another reason.
+func TestTrimDisposable(t *testing.T) {
+	const half = 1 // of an entry
+	tests := []struct {
+		name string
+		o    TrimOptions // MaxSize in halves of an entry
+		gone []byte
+	}{
+		{"one", TrimOptions{MaxSize: 7 * half}, []byte{2}},
+		{"all that are", TrimOptions{MaxSize: 5 * half}, []byte{2, 4}},
+		{"others, too", TrimOptions{MaxSize: 3 * half}, []byte{2, 4, 1}},
+		{"needed", TrimOptions{MaxSize: 7 * half, UserAlive: alive("u2")}, []byte{4}},
+		{"age made room", TrimOptions{MaxSize: 7 * half, MaxAge: 4 * time.Hour}, []byte{1}},
+		{"age alone", TrimOptions{MaxAge: 2 * time.Hour}, []byte{1, 2, 3}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFixture(t)
+			for _, i := range []byte{1, 2, 3, 4} { // an hour between them, 1 is the oldest
+				f.clock.add(time.Hour)
+				b := filesBuilder(25)
+				b.Disposable = i%2 == 0
+				_, err := f.Acquire(t.Context(), ref("l", i), fmt.Sprintf("u%d", i), b)
+				require.NoError(t, err)
+			}
+			f.clock.add(time.Hour)
+			infos := requireList(t, f.Cache)
+			for _, info := range infos {
+				require.Equal(t, info.Key[0]%2 == 0, info.Disposable)
+			}
+			if tt.o.UserAlive == nil {
+				tt.o.UserAlive = alive()
+			}
+			tt.o.MaxSize *= infos[0].Bytes / 2
+			removed, err := f.Trim(t.Context(), tt.o)
+			require.NoError(t, err)
+			require.Equal(t, tt.gone, keys(removed))
+			requireNoTemp(t, f.Cache)
+		})
+	}
+}
+
 func TestTrimUnusable(t *testing.T) {
 	f := newFixture(t)
 	f.acquire(ref("l", 1), "dead", 1)

@@ -27,6 +27,9 @@ type Config struct {
 	CacheMaxSize int64
 	// CacheMaxAge is how long a cache entry may go unused. 0: for ever.
 	CacheMaxAge time.Duration
+	// ErofsWithout lists ways that the engine erofs is not to use, of
+	// ErofsWays.
+	ErofsWithout []string
 	// Workers is the number of threads of a build. 0: as many as there are
 	// processors.
 	Workers int
@@ -45,6 +48,10 @@ func Engines() []string { return []string{"auto", "idmap", "erofs", "metacopy", 
 
 // UnmappedPolicies returns the values that the key unmapped may have.
 func UnmappedPolicies() []string { return []string{"overflow", "refuse"} }
+
+// ErofsWays returns the values that the key erofs_without may list: what the
+// engine erofs uses where it works, and can do without.
+func ErofsWays() []string { return []string{"data-only", "file", "idmap"} }
 
 // ErrInvalid is reached by every error about the content of a file or the
 // value of an option.
@@ -100,6 +107,17 @@ func setters() map[string]func(c *Config, value string) error {
 				return &ValueError{Key: "cache_max_age", Value: v, Allowed: `a duration such as "90m" or "720h"; "0" for ever`}
 			}
 			c.CacheMaxAge = age
+			return nil
+		},
+		"erofs_without": func(c *Config, v string) error {
+			// In a mount option, where a comma ends the value, with colons.
+			ways := strings.FieldsFunc(v, func(r rune) bool { return strings.ContainsRune(", :", r) })
+			for i := range ways {
+				if err := oneOf("erofs_without", ways[i], ErofsWays(), &ways[i]); err != nil {
+					return err
+				}
+			}
+			c.ErofsWithout = ways
 			return nil
 		},
 		"workers": func(c *Config, v string) error {
@@ -193,7 +211,7 @@ func setValue(c *Config, set func(*Config, string) error, key string, value any)
 }
 
 // Apply changes c as a mount option x-shiftoverlay.KEY=VALUE asks for. Only
-// what concerns a single mount can be changed: engine, unmapped, workers.
+// what concerns a single mount can be changed, which is all but the cache.
 // After an error c is as before.
 func (c *Config) Apply(key, value string) error {
 	set := setters()

@@ -38,6 +38,7 @@ workers = 4
 		{"one key", "[shiftoverlay]\nworkers = 3", with(func(c *Config) { c.Workers = 3 })},
 		{"inline table", `shiftoverlay = { engine = "idmap" }`, with(func(c *Config) { c.Engine = "idmap" })},
 		{"dotted", `shiftoverlay.engine = "erofs"`, with(func(c *Config) { c.Engine = "erofs" })},
+		{"erofs without", "[shiftoverlay]\nerofs_without = \"data-only, file\"", with(func(c *Config) { c.ErofsWithout = []string{"data-only", "file"} })},
 		{"no bounds", "[shiftoverlay]\ncache_max_size = \"0\"\ncache_max_age = \"0\"", with(func(c *Config) { c.CacheMaxSize, c.CacheMaxAge = 0, 0 })},
 		{"bytes", "[shiftoverlay]\ncache_max_size = \"12345\"", with(func(c *Config) { c.CacheMaxSize = 12345 })},
 		{"GiB", "[shiftoverlay]\ncache_max_size = \"1.5 GiB\"", with(func(c *Config) { c.CacheMaxSize = 3 << 29 })},
@@ -75,6 +76,7 @@ func TestParseErrors(t *testing.T) {
 		{"upper case", table + "Engine = \"auto\"", []string{`"Engine"`}},
 		{"table below", table + "[shiftoverlay.engine]\na = 1", []string{"engine", "text in quotation marks"}},
 		{"engine", table + "engine = \"zfs\"", []string{"engine", `"zfs"`, "auto, idmap, erofs, metacopy, copyup"}},
+		{"erofs_without", table + "erofs_without = \"idmap, loop\"", []string{"erofs_without", `"loop"`, "data-only, file, idmap"}},
 		{"engine empty", table + "engine = \"\"", []string{"engine", `""`, "auto"}},
 		{"engine of type", table + "engine = 1", []string{"engine", `"1"`, "text"}},
 		{"unmapped", table + "unmapped = \"drop\"", []string{"unmapped", `"drop"`, "overflow, refuse"}},
@@ -112,8 +114,9 @@ func TestApply(t *testing.T) {
 	require.NoError(t, c.Apply("engine", "copyup"))
 	require.NoError(t, c.Apply("unmapped", "refuse"))
 	require.NoError(t, c.Apply("workers", "12"))
+	require.NoError(t, c.Apply("erofs_without", "file:idmap"))
 	want := Default()
-	want.Engine, want.Unmapped, want.Workers = "copyup", "refuse", 12
+	want.Engine, want.Unmapped, want.Workers, want.ErofsWithout = "copyup", "refuse", 12, []string{"file", "idmap"}
 	require.Equal(t, want, c)
 
 	for _, tt := range []struct{ key, value, says string }{
@@ -123,7 +126,7 @@ func TestApply(t *testing.T) {
 		{"workers", "", "whole number"},
 		{"workers", "99999999999999999999", "whole number"},
 		{"cache_max_size", "1g", "unknown key"}, // of the cache, not of a mount
-		{"cache_max_age", "1h", "engine, unmapped, workers"},
+		{"cache_max_age", "1h", "engine, erofs_without, unmapped, workers"},
 		{"", "", "unknown key"},
 	} {
 		err := c.Apply(tt.key, tt.value)

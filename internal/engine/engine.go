@@ -2,8 +2,8 @@
 // container with shifted owners, and which of several to take.
 //
 // To add one: a folder below this one with a type that implements Engine
-// (and Builder, if it makes something that is worth keeping), a line in the
-// list of package shifter, and a call of the conformance suite, package
+// (and Builder or Imager, if it makes something that is worth keeping), a line
+// in the list of package shifter, and a call of the conformance suite, package
 // enginetest, in its tests.
 package engine
 
@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/shiftoverlay/shiftoverlay/internal/mount"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
 
@@ -23,7 +24,13 @@ const Auto = "auto"
 // is empty if the thing works, otherwise it says why not.
 type Env struct {
 	Idmap    string // overlay on idmapped lowers, done by the kernel
+	IdmapACL string // IDs in POSIX ACLs of such lowers
 	Metacopy string // hand-made metadata-only files in a lower
+	Erofs    string // EROFS images as lowers, in any way
+	// ErofsFile, ErofsData and ErofsIdmap are better ways to use such images:
+	// without a loop device, with the layers as data-only lowers, and with one
+	// image for all mappings.
+	ErofsFile, ErofsData, ErofsIdmap string
 }
 
 // Engine is one way to shift. Implementations have no state and are safe for
@@ -64,6 +71,67 @@ type Builder interface {
 	Lower(dir string) string
 }
 
+// Recycler is a Builder that makes a shifted lower for one mapping out of one
+// that it made of the same chain for another, for less than a new one costs.
+type Recycler interface {
+	Builder
+	// Recycle turns what Build made in dir, for any mapping, into what Build
+	// would make for job. After an error dir is worth nothing.
+	Recycle(ctx context.Context, dir string, job Job) error
+}
+
+// Imager is an Engine that makes a file system image of a chain once, the
+// template, and shows that under any mapping for little or nothing.
+type Imager interface {
+	Engine
+	// Format is the version of what Template and Patch make, Variant the kind
+	// of image that is made here. A change of either makes all that was built
+	// before useless.
+	Format() int
+	Variant() string
+	// Template makes the template in dir, an empty folder, from job.Chain; there
+	// is no job.Shift. Whoever calls removes dir if it fails.
+	Template(ctx context.Context, dir string, job Job) error
+	// Unfit says why Auto should not take this engine for the image whose
+	// template, or what Patch made of it, is in dir, "" if it may.
+	Unfit(dir string) (reason string, err error)
+	// Patches tells whether each mapping needs an image of its own, which Patch
+	// makes in dir from the template for job.Shift. Otherwise the kernel maps
+	// the template's IDs.
+	Patches() bool
+	Patch(ctx context.Context, dir, template string, job Job) error
+	// Mount mounts the image in dir, with the IDs of the user namespace userns
+	// unless that is negative. The caller closes the tree.
+	Mount(dir string, userns int) (*mount.Tree, error)
+	// DataOnly tells whether the chain is to be mounted as data-only lowers.
+	DataOnly() bool
+}
+
+// Lossy is an Engine that works in some places without keeping everything.
+type Lossy interface {
+	Engine
+	// Avoid returns why Auto should pass the engine over in env although it
+	// works, or nil.
+	Avoid(env Env) error
+}
+
+// Noter is an Engine with something that an operator should know of it.
+type Noter interface {
+	Engine
+	// Note is put after the reason of a choice.
+	Note() string
+}
+
+// UnfitError says why an engine should not be used for one image, although it
+// works here.
+type UnfitError struct {
+	Engine string
+	Reason string
+}
+
+// Error implements error.
+func (e *UnfitError) Error() string { return e.Engine + ": " + e.Reason }
+
 // Refusal says why an engine cannot be used.
 type Refusal struct {
 	Engine string
@@ -85,8 +153,17 @@ type Choice struct {
 	Refused []*Refusal
 }
 
-// Reason puts in words why this engine was chosen.
+// Reason puts in words why this engine was chosen, and what is to be known of
+// it.
 func (c Choice) Reason() string {
+	reason := c.why()
+	if n, ok := c.Engine.(Noter); ok {
+		reason += "; note: " + n.Note()
+	}
+	return reason
+}
+
+func (c Choice) why() string {
 	if c.Forced {
 		return "set in shiftoverlay.conf"
 	}
@@ -115,6 +192,9 @@ func Choose(list []Engine, name string, env Env) (Choice, error) {
 			continue
 		}
 		err := e.Check(env)
+		if l, ok := e.(Lossy); ok && err == nil && name == Auto {
+			err = l.Avoid(env)
+		}
 		if err == nil {
 			c.Engine, c.Forced = e, name != Auto
 			return c, nil

@@ -22,6 +22,11 @@ func (n named) Check(engine.Env) error {
 	return errReason(n.reason)
 }
 
+// lossy is an engine that works but loses something.
+type lossy struct{ named }
+
+func (lossy) Avoid(engine.Env) error { return errReason("loses ACLs") }
+
 type errReason string
 
 func (e errReason) Error() string { return string(e) }
@@ -41,6 +46,8 @@ func TestChoose(t *testing.T) {
 		"auto, the second":          {list: list("too old", "", ""), ask: "auto", want: "b", reason: "a: too old"},
 		"auto, the last":            {list: list("too old", "no overlay", ""), ask: "auto", want: "c", reason: "a: too old; b: no overlay"},
 		"auto, none":                {list: list("x", "y", "z"), ask: "auto", errs: []string{"a: x", "b: y", "c: z", "no shift engine"}},
+		"auto, avoided":             {list: append([]engine.Engine{lossy{named{name: "l"}}}, list("", "", "")...), ask: "auto", want: "a", reason: "l: loses ACLs"},
+		"forced, to be avoided":     {list: []engine.Engine{lossy{named{name: "l"}}}, ask: "l", want: "l", reason: "set in shiftoverlay.conf"},
 		"forced":                    {list: list("", "", ""), ask: "b", want: "b", reason: "set in shiftoverlay.conf"},
 		"forced, others do not":     {list: list("x", "", "z"), ask: "b", want: "b", reason: "set in shiftoverlay.conf"},
 		"forced, does not work":     {list: list("", "broken", ""), ask: "b", errs: []string{"does not work here: b: broken;", `"auto"`}},

@@ -3,7 +3,7 @@
 // hold for a boot, a kernel and a file system, so they are remembered in a
 // file of the run root, which does not survive a reboot.
 //
-// A probe leaves nothing behind: its overlay is mounted detached (fsopen(2),
+// A probe leaves nothing behind: its overlays are mounted detached (fsopen(2),
 // fsmount(2)), in no mount table, and its files are in one temporary folder
 // that is removed.
 package probe
@@ -34,8 +34,14 @@ func result(err error) Result {
 	return Result(err.Error())
 }
 
+// reportVersion changes with what is tried: a report that a former version of
+// this package left in this boot is not believed.
+const reportVersion = 3
+
 // Report is what was found out about one file system on the running kernel.
 type Report struct {
+	// Version is the version of the report's format.
+	Version int `json:"version"`
 	// BootID, Kernel and Dev say for what the report holds.
 	BootID string `json:"boot_id"`
 	Kernel string `json:"kernel"`
@@ -50,6 +56,19 @@ type Report struct {
 	// IdmapMount: the file system allows idmapped mounts. Whether overlay
 	// takes them as lowers is for overlay to say.
 	IdmapMount Result `json:"idmap_mount"`
+	// IdmapACL: overlay maps the IDs in POSIX ACLs, too, of lowers that are
+	// idmapped mounts.
+	IdmapACL Result `json:"idmap_acl"`
+	// Erofs: overlay takes an EROFS image as a lower, in whatever way.
+	Erofs Result `json:"erofs"`
+	// ErofsFile: the image is mounted from its file, without a loop device.
+	ErofsFile Result `json:"erofs_file"`
+	// ErofsData: overlay finds the data of the image's files in data-only
+	// lowers.
+	ErofsData Result `json:"erofs_data"`
+	// ErofsIdmap: overlay takes an idmapped mount of an image, and maps the IDs
+	// in its POSIX ACLs, too.
+	ErofsIdmap Result `json:"erofs_idmap"`
 	// Reflink: files can share data (FICLONE).
 	Reflink Result `json:"reflink"`
 }
@@ -88,7 +107,7 @@ func Run(o Options) (Report, error) {
 	}
 	if b, err := os.ReadFile(o.Remember); err == nil {
 		var got Report
-		if json.Unmarshal(b, &got) == nil && got.BootID == want.BootID && got.Kernel == want.Kernel && got.Dev == want.Dev {
+		if json.Unmarshal(b, &got) == nil && got.Version == want.Version && got.BootID == want.BootID && got.Kernel == want.Kernel && got.Dev == want.Dev {
 			return got, nil
 		}
 	}
@@ -104,8 +123,30 @@ func Run(o Options) (Report, error) {
 		r.Metacopy = result(metacopy(dir))
 	}
 	r.Reflink = result(reflink(dir))
-	r.IdmapMount = result(idmapMount(dir, o.UserNS))
+	ns, cleanup, err := openUserNS(o.UserNS)
+	if err == nil {
+		defer cleanup()
+		r.IdmapMount = result(idmapMount(dir, ns))
+	} else {
+		r.IdmapMount = result(err)
+	}
+	r.IdmapACL = r.IdmapMount
+	if r.IdmapACL.OK() {
+		r.IdmapACL = result(idmapACL(dir, ns))
+	}
+	r.probeErofs(dir, ns)
+	r.dropName(dir)
 	return r, r.remember(o.Remember)
+}
+
+// dropName takes the name of the probe's folder, which is another one each
+// time, out of the reasons.
+func (r *Report) dropName(dir string) {
+	for _, result := range []*Result{
+		&r.TrustedXattr, &r.Metacopy, &r.IdmapMount, &r.IdmapACL, &r.Reflink, &r.Erofs, &r.ErofsFile, &r.ErofsData, &r.ErofsIdmap,
+	} {
+		*result = Result(strings.ReplaceAll(string(*result), dir+"/", ""))
+	}
 }
 
 // identity says where a report holds.
@@ -127,6 +168,7 @@ func identity(dir string) (Report, error) {
 		return Report{}, &os.PathError{Op: "statfs", Path: dir, Err: err}
 	}
 	return Report{
+		Version:    reportVersion,
 		BootID:     boot,
 		Kernel:     unix.ByteSliceToString(uts.Release[:]),
 		Dev:        st.Dev,

@@ -65,7 +65,20 @@ func TestRun(t *testing.T) {
 			assert.Equal(t, fstype, r.FileSystem)
 			assert.Empty(t, r.TrustedXattr)
 			assert.Empty(t, r.Metacopy)
-			assert.Empty(t, r.IdmapMount)
+			assert.Empty(t, r.Erofs)
+			if testutil.KernelSince(t, 5, 19) {
+				assert.Empty(t, r.IdmapMount)
+			}
+			if testutil.KernelSince(t, 6, 2) {
+				assert.Empty(t, r.IdmapACL)
+				assert.Empty(t, r.ErofsIdmap)
+			}
+			if testutil.KernelSince(t, 6, 8) {
+				assert.Empty(t, r.ErofsData)
+			}
+			if !r.ErofsFile.OK() { // an option of the kernel's build
+				assert.Contains(t, string(r.ErofsFile), "block device required")
+			}
 			assert.Equal(t, reflink, r.Reflink.OK(), "reflink: %s", r.Reflink)
 			var st unix.Stat_t
 			require.NoError(t, unix.Stat(dir, &st))
@@ -141,6 +154,7 @@ func TestRemember(t *testing.T) {
 		"the same":            {func(*probe.Report) {}, true},
 		"another boot":        {func(r *probe.Report) { r.BootID = "0" }, false},
 		"another kernel":      {func(r *probe.Report) { r.Kernel = "6.0" }, false},
+		"another version":     {func(r *probe.Report) { r.Version++ }, false},
 		"another file system": {func(r *probe.Report) { r.Dev++ }, false},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/linux"
+	"github.com/shiftoverlay/shiftoverlay/internal/mount"
 	"github.com/shiftoverlay/shiftoverlay/internal/ovl"
 )
 
@@ -52,22 +53,34 @@ func metacopy(dir string) error {
 	if err := unix.Lsetxattr(f, ovl.Metacopy, nil, 0); err != nil {
 		return os.NewSyscallError("setxattr "+ovl.Metacopy, err)
 	}
-	// By descriptor: fsconfig(2) takes strings of less than 256 bytes, and a
-	// path may contain a colon.
-	lowers := make([]string, 0, 2)
-	for _, d := range []string{meta, data} {
-		fd, err := linux.Openat(unix.AT_FDCWD, d, unix.O_PATH|unix.O_DIRECTORY, 0)
-		if err != nil {
-			return err
-		}
-		defer linux.Close(fd)
-		lowers = append(lowers, "/proc/self/fd/"+strconv.Itoa(fd))
-	}
-	mnt, err := detachedOverlay([][2]string{{"lowerdir", strings.Join(lowers, ":")}, {"metacopy", "on"}})
+	mnt, err := overlayOf(meta, data)
 	if err != nil {
 		return fmt.Errorf("overlay with metacopy=on: %w", err)
 	}
 	defer linux.Close(mnt)
+	return readProbe(mnt)
+}
+
+// overlayOf mounts a read-only overlay of folders, uppermost first, with
+// metacopy=on, that no mount table shows.
+func overlayOf(dirs ...string) (int, error) {
+	// By descriptor: fsconfig(2) takes strings of less than 256 bytes, and a
+	// path may contain a colon.
+	lowers := make([]string, 0, len(dirs))
+	for _, d := range dirs {
+		fd, err := linux.Openat(unix.AT_FDCWD, d, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return -1, err
+		}
+		defer linux.Close(fd)
+		lowers = append(lowers, "/proc/self/fd/"+strconv.Itoa(fd))
+	}
+	return detachedOverlay([][2]string{{"lowerdir", strings.Join(lowers, ":")}, {"metacopy", "on"}})
+}
+
+// readProbe reads the file "f" of a mount, a metadata-only file whose data is
+// elsewhere.
+func readProbe(mnt int) error {
 	fd, err := linux.Openat(mnt, "f", unix.O_RDONLY, 0)
 	if err != nil {
 		return fmt.Errorf("overlay does not follow a metadata-only file: %w", err)
@@ -121,32 +134,30 @@ func reflink(dir string) error {
 	return linux.CloneFile(int(dst.Fd()), int(src.Fd()), "file data")
 }
 
-// idmapMount tries to make an idmapped, detached mount of dir.
-func idmapMount(dir string, userNS func() (string, func(), error)) error {
+// openUserNS opens a user namespace, -1 with an error. cleanup closes the
+// descriptor.
+func openUserNS(userNS func() (string, func(), error)) (fd int, cleanup func(), err error) {
 	if userNS == nil {
-		return errors.New("not tried")
+		return -1, nil, errors.New("not tried")
 	}
-	ns, cleanup, err := userNS()
+	ns, end, err := userNS()
 	if err != nil {
-		return fmt.Errorf("make a user namespace: %w", err)
+		return -1, nil, fmt.Errorf("make a user namespace: %w", err)
 	}
-	defer cleanup()
-	nsfd, err := linux.Openat(unix.AT_FDCWD, ns, unix.O_RDONLY, 0)
+	defer end()
+	fd, err = linux.Openat(unix.AT_FDCWD, ns, unix.O_RDONLY, 0)
+	if err != nil {
+		return -1, nil, err
+	}
+	return fd, func() { _ = linux.Close(fd) }, nil
+}
+
+// idmapMount tries to make an idmapped, detached mount of dir.
+func idmapMount(dir string, userns int) error {
+	tree, err := mount.Clone(dir)
 	if err != nil {
 		return err
 	}
-	defer linux.Close(nsfd)
-	tree, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
-	if err != nil {
-		return os.NewSyscallError("open_tree", err)
-	}
-	defer linux.Close(tree)
-	err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{
-		Attr_set:  unix.MOUNT_ATTR_IDMAP,
-		Userns_fd: uint64(nsfd),
-	})
-	if err != nil {
-		return os.NewSyscallError("mount_setattr", err)
-	}
-	return nil
+	defer tree.Close()
+	return tree.Idmap(userns)
 }

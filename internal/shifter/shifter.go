@@ -4,28 +4,23 @@
 package shifter
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
-	"time"
-
-	"golang.org/x/sys/unix"
+	"slices"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/cache"
 	"github.com/shiftoverlay/shiftoverlay/internal/engine"
 	"github.com/shiftoverlay/shiftoverlay/internal/engine/copyup"
+	"github.com/shiftoverlay/shiftoverlay/internal/engine/erofs"
 	"github.com/shiftoverlay/shiftoverlay/internal/engine/idmap"
 	"github.com/shiftoverlay/shiftoverlay/internal/engine/metacopy"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
 
-// engines is every engine, cheapest first.
-func engines() []engine.Engine {
-	return []engine.Engine{idmap.Engine{}, metacopy.Engine{}, copyup.Engine{}}
+// engines is every engine, cheapest first, as it works best in env.
+func engines(env engine.Env) []engine.Engine {
+	return []engine.Engine{idmap.Engine{}, erofs.New(env), metacopy.Engine{}, copyup.Engine{}}
 }
 
 // Settings say how to shift.
@@ -46,6 +41,9 @@ type Options struct {
 	Cache *cache.Cache
 	// Env says what works here.
 	Env engine.Env
+	// UserNS makes a user namespace with a mapping and returns a descriptor of
+	// it, which the caller closes. It is needed if Env.ErofsIdmap is empty.
+	UserNS func(m idshift.Mapping) (int, error)
 	// Debugf, if set, is told about decisions and durations.
 	Debugf func(format string, args ...any)
 }
@@ -54,6 +52,9 @@ type Options struct {
 type Shifter struct {
 	o      Options
 	choice engine.Choice
+	// usable are the chosen engine and those that may take its place for an
+	// image that it is not fit for.
+	usable []engine.Engine
 }
 
 // New returns a Shifter. An engine that is unknown or was asked for by name
@@ -62,11 +63,21 @@ func New(o Options) (*Shifter, error) {
 	if o.Debugf == nil {
 		o.Debugf = func(string, ...any) {}
 	}
-	c, err := engine.Choose(engines(), o.Engine, o.Env)
+	list := engines(o.Env)
+	c, err := engine.Choose(list, o.Engine, o.Env)
 	if err != nil {
 		return nil, err
 	}
-	return &Shifter{o: o, choice: c}, nil
+	s := &Shifter{o: o, choice: c, usable: []engine.Engine{c.Engine}}
+	if !c.Forced {
+		at := slices.Index(list, c.Engine)
+		for _, e := range list[at+1:] {
+			if e.Check(o.Env) == nil {
+				s.usable = append(s.usable, e)
+			}
+		}
+	}
+	return s, nil
 }
 
 // Engine returns the name of the chosen engine and why it is not a cheaper
@@ -93,39 +104,72 @@ type Request struct {
 
 // Plan is what is to be done for a Request. It is a value without effects.
 type Plan struct {
-	// Engine is the engine's name.
-	Engine string
-	// Builder makes the shifted lower; nil if there is none to make.
-	Builder engine.Builder
-	// Ref is where the cache keeps the lower, if there is a Builder.
+	// Engine is the engine.
+	Engine engine.Engine
+	// Ref is where the cache keeps what is made for the mapping; zero if there
+	// is nothing to make.
 	Ref cache.Ref
-	// Job is what Builder is to do.
+	// Template is where the cache keeps what is made for all mappings of the
+	// chain, if the engine is an Imager. Where nothing is made for a single
+	// mapping, it is the same as Ref.
+	Template cache.Ref
+	// Job is what the engine is to do.
 	Job engine.Job
 	// Layers are the IDs of the chain, uppermost first.
 	Layers []string
 	// Mapping is the request's.
 	Mapping idshift.Mapping
+	// Else is what to do if the engine turns out not to be fit for the image;
+	// nil if the engine is to be used all the same.
+	Else *Plan
 }
 
 // Plan decides what to do: nothing for an empty chain, or with an engine that
 // does not build. Otherwise a mapping that is not valid is an error.
 func (s *Shifter) Plan(r Request) (Plan, error) {
-	p := Plan{Engine: s.choice.Engine.Name(), Mapping: r.Mapping}
-	b, ok := s.choice.Engine.(engine.Builder)
-	if !ok || len(r.Chain) == 0 {
+	var p, next *Plan
+	for _, e := range slices.Backward(s.usable) {
+		one, err := s.plan(e, r)
+		if err != nil {
+			return Plan{Engine: e, Mapping: r.Mapping}, err
+		}
+		p, next = &one, p
+		p.Else = next
+	}
+	return *p, nil
+}
+
+// plan is Plan for one engine.
+func (s *Shifter) plan(e engine.Engine, r Request) (Plan, error) {
+	p := Plan{Engine: e, Mapping: r.Mapping}
+	b, builds := e.(engine.Builder)
+	i, images := e.(engine.Imager)
+	if !builds && !images || len(r.Chain) == 0 {
 		return p, nil
 	}
 	shift, err := idshift.NewShift(r.Mapping, s.o.Unmapped)
 	if err != nil {
 		return p, err
 	}
-	p.Builder = b
 	p.Job = engine.Job{Shift: shift, Workers: s.o.Workers}
 	for _, l := range r.Chain {
 		p.Layers = append(p.Layers, l.ID)
 		p.Job.Chain = append(p.Job.Chain, l.Dirs...)
 	}
-	p.Ref = cache.Ref{Layer: p.Layers[0], Key: key(p.Layers, r.Mapping, b, s.o.Unmapped)}
+	ref := func(format int, variant, mapping string) cache.Ref {
+		return cache.Ref{Layer: p.Layers[0], Key: key(p.Layers, e.Name()+variant, format, mapping, s.o.Unmapped)}
+	}
+	mk := r.Mapping.Key()
+	switch {
+	case builds:
+		p.Ref = ref(b.Format(), "", string(mk[:]))
+	case i.Patches():
+		p.Template = ref(i.Format(), "/"+i.Variant(), "")
+		p.Ref = ref(i.Format(), "/"+i.Variant(), string(mk[:]))
+	default:
+		p.Template = ref(i.Format(), "/"+i.Variant(), "")
+		p.Ref = p.Template
+	}
 	return p, nil
 }
 
@@ -133,102 +177,24 @@ func (s *Shifter) Plan(r Request) (Plan, error) {
 const keyVersion = "shiftoverlay-key-1"
 
 // key names a shifted lower: all that its content depends on, each part with
-// its length before it.
-func key(layers []string, m idshift.Mapping, b engine.Builder, u idshift.Unmapped) cache.Key {
+// its length before it. what is the engine and the kind of thing it makes;
+// mapping is empty for what does not depend on it.
+func key(layers []string, what string, format int, mapping string, u idshift.Unmapped) cache.Key {
 	h := sha256.New()
 	part := func(s string) {
 		_ = binary.Write(h, binary.LittleEndian, uint32(len(s))) //nolint:gosec // short strings
 		_, _ = io.WriteString(h, s)
 	}
-	mk := m.Key()
 	part(keyVersion)
-	part(b.Name())
-	_ = binary.Write(h, binary.LittleEndian, uint32(b.Format())) //nolint:gosec // a small number
+	part(what)
+	_ = binary.Write(h, binary.LittleEndian, uint32(format)) //nolint:gosec // a small number
+	if mapping == "" {
+		u = idshift.Overflow // it is of no consequence where nothing is shifted
+	}
 	part(u.String())
-	part(string(mk[:]))
+	part(mapping)
 	for _, l := range layers {
 		part(l)
 	}
 	return cache.Key(h.Sum(nil))
-}
-
-// Meta is what the cache keeps beside a shifted lower, for those who list it.
-type Meta struct {
-	Engine  string          `json:"engine"`
-	Format  int             `json:"format"`
-	Layers  []string        `json:"layers"`
-	Mapping idshift.Mapping `json:"mapping"`
-}
-
-// durableAfter is how long after a build an entry is made durable: by then the
-// kernel has written most of it by itself (vm.dirty_expire_centisecs, 30 s by
-// default), so that little is left to wait for.
-const durableAfter = 45 * time.Second
-
-// Prepare makes what the plan needs and returns the folder to be put above
-// the chain, "" if there is none. user is who needs it, until Release. Prepare
-// may take as long as a build; cancelling ctx ends it.
-func (s *Shifter) Prepare(ctx context.Context, p Plan, user string) (string, error) {
-	if p.Builder == nil {
-		return "", nil
-	}
-	meta, err := json.Marshal(Meta{Engine: p.Engine, Format: p.Builder.Format(), Layers: p.Layers, Mapping: p.Mapping})
-	if err != nil {
-		return "", fmt.Errorf("describe shifted lower: %w", err)
-	}
-	start := time.Now()
-	e, err := s.o.Cache.Acquire(ctx, p.Ref, user, cache.Builder{
-		Meta: meta,
-		Build: func(ctx context.Context, dir string) error {
-			return p.Builder.Build(ctx, dir, p.Job)
-		},
-	})
-	if err != nil {
-		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-			err = fmt.Errorf("%w (%s)", err, room(s.o.Cache.Dir()))
-		}
-		return "", fmt.Errorf("make shifted lower of layer %s for mapping %s with engine %s: %w", p.Ref.Layer, p.Mapping, p.Engine, err)
-	}
-	s.o.Debugf("engine %s, layer %s, mapping %s: lower %s, built now: %t, %s", p.Engine, p.Ref.Layer, p.Mapping, e.Path(), e.BuiltNow(), time.Since(start))
-	if !e.Durable() && e.Age() > durableAfter {
-		go func() {
-			if err := s.o.Cache.MarkDurable(context.WithoutCancel(ctx), p.Ref); err != nil {
-				s.o.Debugf("mark %s durable: %v", p.Ref.Key, err)
-			}
-		}()
-	}
-	return p.Builder.Lower(e.Path()), nil
-}
-
-// room says how much is free on the file system of the cache, after a failed
-// build was removed.
-func room(dir string) string {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err != nil {
-		return fmt.Sprintf("statfs %s: %v", dir, err)
-	}
-	return fmt.Sprintf("free at %s: %d MiB and %d inodes; one inode is needed for each file of the image: free some, or use a file system with more inodes",
-		dir, fs.Bavail*uint64(fs.Bsize)>>20, fs.Ffree)
-}
-
-// Release says that user does not need the shifted lower any more.
-func (s *Shifter) Release(ref cache.Ref, user string) error {
-	return s.o.Cache.Release(ref, user)
-}
-
-// BuildOnce makes a shifted lower in dir, an empty folder, without the cache,
-// with the cheapest engine that makes anything, and returns the folder that it
-// made below dir.
-func (s *Shifter) BuildOnce(ctx context.Context, dir string, chain []string, shift *idshift.Shift) (string, error) {
-	for _, e := range engines() {
-		b, ok := e.(engine.Builder)
-		if !ok || b.Check(s.o.Env) != nil {
-			continue
-		}
-		if err := b.Build(ctx, dir, engine.Job{Chain: chain, Shift: shift, Workers: s.o.Workers}); err != nil {
-			return "", fmt.Errorf("shift with engine %s: %w", b.Name(), err)
-		}
-		return b.Lower(dir), nil
-	}
-	return "", fmt.Errorf("no engine that builds works here: %s", s.choice.Reason())
 }

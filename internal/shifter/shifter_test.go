@@ -37,9 +37,12 @@ func newShifter(t *testing.T, o shifter.Options) *shifter.Shifter {
 	return s
 }
 
+// aclNote is what the engine erofs has to say of itself.
+const aclNote = `the kernel sets no POSIX ACL on a file of the image that was not changed before (ENOTSUP): engine = "metacopy" has no such limit`
+
 // TestNew checks the choice of the engine.
 func TestNew(t *testing.T) {
-	all, none := engine.Env{}, engine.Env{Idmap: "no idmapped mounts", Metacopy: "no metacopy"}
+	all, none := engine.Env{}, engine.Env{Idmap: "no idmapped mounts", Erofs: "no EROFS", Metacopy: "no metacopy"}
 	for _, c := range []struct {
 		ask             string
 		env             engine.Env
@@ -48,13 +51,18 @@ func TestNew(t *testing.T) {
 		buildsSomeThing bool
 	}{
 		{ask: "auto", env: all, name: "idmap", reason: "cheapest engine"},
-		{ask: "auto", env: engine.Env{Idmap: "no idmapped mounts"}, name: "metacopy", reason: "idmap: no idmapped mounts", buildsSomeThing: true},
-		{ask: "auto", env: none, name: "copyup", reason: "idmap: no idmapped mounts; metacopy: no metacopy", buildsSomeThing: true},
+		{ask: "auto", env: engine.Env{Idmap: "no idmapped mounts"}, name: "erofs", reason: "idmap: no idmapped mounts; note: erofs (data-only, idmapped, file); " + aclNote, buildsSomeThing: true},
+		{ask: "auto", env: engine.Env{Idmap: "no idmapped mounts", Erofs: "no EROFS"}, name: "metacopy", reason: "idmap: no idmapped mounts; erofs: no EROFS", buildsSomeThing: true},
+		{ask: "auto", env: none, name: "copyup", reason: "idmap: no idmapped mounts; erofs: no EROFS; metacopy: no metacopy", buildsSomeThing: true},
+		{
+			ask: "erofs", env: engine.Env{ErofsFile: "x", ErofsData: "x", ErofsIdmap: "x"}, name: "erofs",
+			reason: "set in shiftoverlay.conf; note: erofs (same-path, patched, loop); " + aclNote, buildsSomeThing: true,
+		},
 		{ask: "metacopy", env: all, name: "metacopy", reason: "set in shiftoverlay.conf", buildsSomeThing: true},
 		{ask: "copyup", env: none, name: "copyup", reason: "set in shiftoverlay.conf", buildsSomeThing: true},
 		{ask: "idmap", env: none, errs: []string{"idmap: no idmapped mounts", `"auto"`}},
 		{ask: "metacopy", env: none, errs: []string{"metacopy: no metacopy"}},
-		{ask: "fuse", env: all, errs: []string{`"fuse"`, "auto, idmap, metacopy, copyup"}},
+		{ask: "fuse", env: all, errs: []string{`"fuse"`, "auto, idmap, erofs, metacopy, copyup"}},
 	} {
 		t.Run(fmt.Sprint(c.ask, c.env), func(t *testing.T) {
 			s, err := shifter.New(shifter.Options{Settings: shifter.Settings{Engine: c.ask}, Env: c.env})
@@ -70,8 +78,9 @@ func TestNew(t *testing.T) {
 			assert.Equal(t, c.reason, reason)
 			p, err := s.Plan(shifter.Request{Chain: []shifter.Layer{{ID: "a", Dirs: []string{"/a"}}}, Mapping: mapping(t, "0:100000:65536", "0:100000:65536")})
 			require.NoError(t, err)
-			assert.Equal(t, c.name, p.Engine)
-			assert.Equal(t, c.buildsSomeThing, p.Builder != nil)
+			assert.Equal(t, c.name, p.Engine.Name())
+			assert.Equal(t, c.buildsSomeThing, p.Ref != cache.Ref{})
+			assert.Equal(t, c.ask == "auto" && c.name != "copyup", p.Else != nil, "something else to do if the image is not fit")
 		})
 	}
 }
@@ -84,8 +93,8 @@ func TestPlan(t *testing.T) {
 		{ID: "top", Dirs: []string{"/s/top/diff1", "/s/top/diff"}}, {ID: "base", Dirs: []string{"/s/base/diff"}},
 	}})
 	require.NoError(t, err)
-	assert.Equal(t, "metacopy", p.Engine)
-	assert.Equal(t, "metacopy", p.Builder.Name())
+	assert.Equal(t, "metacopy", p.Engine.Name())
+	assert.Nil(t, p.Else, "the engine was asked for by name")
 	assert.Equal(t, []string{"top", "base"}, p.Layers)
 	assert.Equal(t, []string{"/s/top/diff1", "/s/top/diff", "/s/base/diff"}, p.Job.Chain)
 	assert.Equal(t, 3, p.Job.Workers)
@@ -97,7 +106,7 @@ func TestPlan(t *testing.T) {
 
 	empty, err := s.Plan(shifter.Request{Mapping: m})
 	require.NoError(t, err)
-	assert.Nil(t, empty.Builder, "an image without layers needs nothing")
+	assert.Equal(t, cache.Ref{}, empty.Ref, "an image without layers needs nothing")
 	_, err = s.Plan(shifter.Request{Chain: []shifter.Layer{{ID: "a"}}})
 	require.ErrorIs(t, err, idshift.ErrNoExtents)
 	_, err = s.Plan(shifter.Request{Chain: []shifter.Layer{{ID: "a"}}, Mapping: idshift.Mapping{
@@ -216,7 +225,9 @@ func TestPrepare(t *testing.T) {
 			lower, err := sh.Prepare(t.Context(), p, "container1")
 			require.NoError(t, err)
 			var stat unix.Stat_t
-			require.NoError(t, unix.Lstat(filepath.Join(lower, "f"), &stat))
+			require.NoError(t, unix.Lstat(filepath.Join(lower.Path, "f"), &stat))
+			assert.Equal(t, name, lower.Engine)
+			assert.Equal(t, p.Ref, lower.Ref)
 			assert.Equal(t, [2]uint32{101000, 101000}, [2]uint32{stat.Uid, stat.Gid})
 			again, err := sh.Prepare(t.Context(), st.plan(t, sh, mapping(t, "1:100001:65535,0:100000:1", "0:100000:65536")), "container2")
 			require.NoError(t, err)
@@ -231,9 +242,9 @@ func TestPrepare(t *testing.T) {
 			var meta shifter.Meta
 			require.NoError(t, json.Unmarshal(infos[0].Meta, &meta))
 			assert.Equal(t, name, meta.Engine)
-			assert.Equal(t, p.Builder.Format(), meta.Format)
+			assert.Equal(t, 1, meta.Format)
 			assert.Equal(t, []string{"image"}, meta.Layers)
-			assert.True(t, m.Equal(meta.Mapping))
+			assert.True(t, m.Equal(*meta.Mapping))
 
 			require.NoError(t, sh.Release(p.Ref, "container1"))
 			require.NoError(t, sh.Release(p.Ref, "container1"), "twice")
@@ -253,7 +264,8 @@ func TestPrepareNothing(t *testing.T) {
 	require.NoError(t, err)
 	lower, err := sh.Prepare(t.Context(), p, "user")
 	require.NoError(t, err)
-	assert.Empty(t, lower)
+	assert.Equal(t, shifter.Lower{Engine: "idmap"}, lower)
+	require.NoError(t, lower.Close())
 }
 
 // TestPrepareErrors checks that an error names layer, mapping and engine, and
@@ -316,7 +328,7 @@ func TestPrepareTogether(t *testing.T) {
 		wg.Go(func() {
 			lower, err := sh.Prepare(t.Context(), p, fmt.Sprint("c", i))
 			if assert.NoError(t, err) {
-				assert.FileExists(t, filepath.Join(lower, "f"))
+				assert.FileExists(t, filepath.Join(lower.Path, "f"))
 			}
 		})
 	}
@@ -339,7 +351,7 @@ func TestBuildOnce(t *testing.T) {
 	}{
 		{"idmap", engine.Env{}, false},
 		{"copyup", engine.Env{}, false},
-		{"auto", engine.Env{Idmap: "no", Metacopy: "no"}, true},
+		{"auto", engine.Env{Idmap: "no", Erofs: "no", Metacopy: "no"}, true},
 	} {
 		sh := newShifter(t, shifter.Options{Settings: shifter.Settings{Engine: c.ask}, Cache: st.cache, Env: c.env})
 		dir := t.TempDir()

@@ -5,10 +5,13 @@
 package testutil
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // MustRunEnv is the environment variable that lists the tests that may not be
@@ -32,4 +35,28 @@ func RequireRoot(t testing.TB) {
 	if os.Geteuid() != 0 {
 		Skip(t, "needs root")
 	}
+}
+
+// RequireKernel skips the test on a kernel before a version, which is the
+// first that can do what the test is about.
+func RequireKernel(t testing.TB, major, minor int) {
+	t.Helper()
+	if !KernelSince(t, major, minor) {
+		Skip(t, fmt.Sprintf("needs Linux %d.%d", major, minor))
+	}
+}
+
+// KernelSince tells whether the kernel is of a version or a newer one.
+func KernelSince(t testing.TB, major, minor int) bool {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var have [2]int
+	release := unix.ByteSliceToString(u.Release[:])
+	if _, err := fmt.Sscanf(release, "%d.%d", &have[0], &have[1]); err != nil {
+		t.Fatalf("kernel release %q: %v", release, err)
+	}
+	return slices.Compare(have[:], []int{major, minor}) >= 0
 }

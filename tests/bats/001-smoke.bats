@@ -9,7 +9,7 @@ load helpers
 	run_podman info --format '{{json .Store.GraphStatus}}'
 	local rows=$output
 	row() { jq -r --arg row "$1" '.[$row]' <<<"$rows"; }
-	assert "$(row 'Shift engine')" =~ '^(idmap|metacopy|copyup)$' "Shift engine"
+	assert "$(row 'Shift engine')" =~ '^(idmap|erofs|metacopy|copyup)$' "Shift engine"
 	assert "$(row 'Shift engine reason')" !~ '^(null)?$' "Shift engine reason"
 	is "$(row 'Shift cache entries')" 0 "Shift cache entries of an empty store"
 	is "$(row 'Shift cache size')" 0B "Shift cache size of an empty store"

@@ -23,7 +23,7 @@ fails() {
 			assert "$output" =~ "$word" "$line: the message"
 		done
 	done <<-'END'
-		engine = "warp"|engine warp idmap metacopy copyup
+		engine = "warp"|engine warp idmap erofs metacopy copyup
 		engine = 5|engine text
 		unmapped = "maybe"|unmapped maybe overflow refuse
 		enginge = "idmap"|enginge engine
@@ -117,7 +117,7 @@ fails() {
 	layer_of "$IMAGE"
 	mv "$GRAPH/shiftoverlay/$LAYER" "$WORK/layer"
 	local engine
-	for engine in idmap metacopy copyup; do
+	for engine in idmap erofs metacopy copyup; do
 		sandbox_engine "$engine"
 		fails run --rm "$AUTO" "$IMAGE" true
 		assert "$output" =~ "$LAYER" "engine $engine: the message"
@@ -135,7 +135,7 @@ fails() {
 	layer_of "$IMAGE"
 	mv "$GRAPH/shiftoverlay/$LAYER/diff" "$WORK/diff"
 	local engine
-	for engine in idmap metacopy copyup; do
+	for engine in idmap erofs metacopy copyup; do
 		sandbox_engine "$engine"
 		# Overlay itself may warn that it looks for a link.
 		capture podman run --rm "$AUTO" localhost/two true

@@ -45,7 +45,7 @@ work() {
 	run_podman rmi "$IMAGE"
 	local before engine
 	before=$(inodes)
-	for engine in idmap metacopy copyup; do
+	for engine in idmap erofs metacopy copyup; do
 		import
 		work "$engine"
 		assert "$(inodes)" -gt $((before + 300)) "engine $engine: inodes in use"
@@ -59,7 +59,7 @@ work() {
 		is "$(mounts | grep "^$DISK/.*merged" || true)" '' "engine $engine: mounts"
 	done
 	before=$(inodes)
-	for engine in idmap metacopy copyup; do
+	for engine in idmap erofs metacopy copyup; do
 		import
 		work "$engine"
 		run_podman unmount "run-$engine"
@@ -114,7 +114,7 @@ work() {
 	use_disk
 	local before engine
 	before=$(inodes)
-	for engine in idmap metacopy copyup; do
+	for engine in idmap erofs metacopy copyup; do
 		import
 		work "$engine"
 		run_podman unmount "run-$engine"

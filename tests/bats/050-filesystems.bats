@@ -43,12 +43,12 @@ check_disk() {
 	layer_of "$IMAGE"
 	setfacl -m u:1000:r,g:33:rw "$UPPER/srv/shift/link1"
 	# What works here, auto first; copyup always does.
-	for engine in auto idmap metacopy copyup; do
+	for engine in auto idmap erofs metacopy copyup; do
 		sandbox_engine "$engine"
 		capture podman info --format '{{index .Store.GraphStatus "Shift engine"}}'
 		if [ "$status" -ne 0 ]; then
 			assert "$output" =~ 'shift engine does not work here' "$1, engine $engine: the reason"
-			assert "$engine" =~ '^(idmap|metacopy)$' "$1: an engine that always works"
+			assert "$engine" =~ '^(idmap|erofs|metacopy)$' "$1: an engine that always works"
 			echo "$1, engine $engine: $output"
 			continue
 		fi
@@ -70,6 +70,25 @@ check_disk() {
 	check_disk xfs
 }
 
+@test "btrfs" {
+	check_disk btrfs
+}
+
+@test "overlay: fuse-overlayfs mounts, as with plain overlay" {
+	DISK=$WORK/disk
+	mkdir "$DISK" "$WORK/upper" "$WORK/work" "$WORK/lower"
+	mount -t overlay overlay -o "lowerdir=$WORK/lower,upperdir=$WORK/upper,workdir=$WORK/work" "$DISK"
+	mkdir "$DISK/graph"
+	sed -i "s|^graphroot = .*|graphroot = \"$DISK/graph\"|" "$CONTAINERS_STORAGE_CONF"
+	GRAPH=$DISK/graph
+	run_podman info --format '{{index .Store.GraphStatus "Shift engine"}}'
+	is "$output" mount_program "engine"
+	import
+	run_podman run --rm "$AUTO" "$IMAGE" stat -c %u:%g /srv/shift/user1000
+	is "$output" 1000:1000 "owner under a mapping"
+	off_disk
+}
+
 @test "tmpfs" {
 	check_disk tmpfs
 }
@@ -86,7 +105,7 @@ check_disk() {
 	GRAPH=$DISK/graph
 	import
 	local engine
-	for engine in auto idmap metacopy copyup; do
+	for engine in auto idmap erofs metacopy copyup; do
 		sandbox_engine "$engine"
 		run_podman run --rm "$AUTO" "$IMAGE" sh -c 'stat -c %u:%g /srv/shift/user1000; su user -c whoami-cap'
 		is "$output" $'1000:1000\nuid=1000 euid=1000 gid=1000 egid=1000 capeff=0000000000000400' "engine $engine"

@@ -21,7 +21,7 @@ verify_all() {
 	COMMAND_TIMEOUT=300
 	host pull "tar:$BUILD/images/$image.tar" "$image"
 	is "$status" 0 "exit status of pull"
-	for engine in idmap metacopy copyup; do
+	for engine in idmap erofs metacopy copyup; do
 		host --engine "$engine" verify "$image" "$@" "${ONE[@]}"
 		is "${lines[-1]}" 'differences: 0' "$image, engine $engine, one extent"
 		host --engine "$engine" verify "$image" "$@" "${THREE[@]}"

@@ -79,11 +79,18 @@ func TestRooms(t *testing.T) {
 		{room: ours("internal/linux"), never: house},
 		{room: ours("internal/ovl"), never: house, but: []string{ours("internal/linux")}},
 		{room: ours("pkg/idshift"), never: append(house, storage, image), but: []string{ours("internal/linux")}},
-		{room: ours("internal/probe"), never: house, but: []string{ours("internal/linux"), ours("internal/ovl"), ours("pkg/idshift")}},
+		{room: ours("internal/mount"), never: house, but: []string{ours("internal/linux")}},
+		{room: ours("internal/erofs"), never: house, but: []string{ours("internal/linux"), ours("internal/ovl"), ours("pkg/idshift")}},
+		{
+			room: ours("internal/probe"), never: house,
+			but: []string{ours("internal/linux"), ours("internal/ovl"), ours("internal/mount"), ours("internal/erofs"), ours("pkg/idshift")},
+		},
 		{room: ours("internal/cache"), never: house, but: []string{ours("internal/linux"), ours("pkg/idshift")}},
 		{
 			room: ours("internal/engine"), except: []string{ours("internal/engine/enginetest")},
-			never: house, but: []string{ours("internal/engine"), ours("internal/linux"), ours("internal/ovl"), ours("pkg/idshift")},
+			never: house, but: []string{
+				ours("internal/engine"), ours("internal/linux"), ours("internal/ovl"), ours("internal/mount"), ours("internal/erofs"), ours("pkg/idshift"),
+			},
 		},
 		{room: ours("internal"), never: []string{ours("drivers"), ours("cmd"), storage, image}},
 		{room: ours("drivers"), never: []string{ours("cmd"), image}},

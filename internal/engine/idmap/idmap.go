@@ -12,7 +12,7 @@ import (
 // Engine is the idmap engine.
 type Engine struct{}
 
-var _ engine.Engine = Engine{}
+var _ engine.Lossy = Engine{}
 
 // Name implements engine.Engine.
 func (Engine) Name() string { return "idmap" }
@@ -21,6 +21,15 @@ func (Engine) Name() string { return "idmap" }
 func (Engine) Check(env engine.Env) error {
 	if env.Idmap != "" {
 		return errors.New(env.Idmap)
+	}
+	return nil
+}
+
+// Avoid implements engine.Lossy: before Linux 6.2 overlay gives the container
+// the layers' ACLs with IDs that the kernel has not mapped.
+func (Engine) Avoid(env engine.Env) error {
+	if env.IdmapACL != "" {
+		return errors.New(env.IdmapACL)
 	}
 	return nil
 }

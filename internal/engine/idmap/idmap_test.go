@@ -17,4 +17,6 @@ func TestEngine(t *testing.T) {
 	assert.Equal(t, "idmap", e.Name())
 	assert.NoError(t, e.Check(engine.Env{Metacopy: "no"}))
 	assert.EqualError(t, e.Check(engine.Env{Idmap: "kernel too old"}), "kernel too old")
+	assert.NoError(t, idmap.Engine{}.Avoid(engine.Env{}))
+	assert.EqualError(t, idmap.Engine{}.Avoid(engine.Env{IdmapACL: "ACLs"}), "ACLs")
 }

@@ -24,7 +24,7 @@ import (
 // Engine is the metacopy engine.
 type Engine struct{}
 
-var _ engine.Builder = Engine{}
+var _ engine.Recycler = Engine{}
 
 // Name implements engine.Engine.
 func (Engine) Name() string { return "metacopy" }
@@ -46,6 +46,11 @@ func (Engine) Lower(dir string) string { return filepath.Join(dir, "tree") }
 // Build implements engine.Builder.
 func (e Engine) Build(ctx context.Context, dir string, job engine.Job) error {
 	return tree.Build(ctx, e.Lower(dir), filepath.Join(dir, "links"), job, withoutData)
+}
+
+// Recycle implements engine.Recycler.
+func (e Engine) Recycle(ctx context.Context, dir string, job engine.Job) error {
+	return tree.Recycle(ctx, e.Lower(dir), job)
 }
 
 // withoutData gives a new file its size and the mark that the data is below.

@@ -7,6 +7,10 @@
 // Directories belong to root and are open to everybody while they are filled,
 // in a folder that nobody else can reach, and get their owner, mode,
 // attributes and times when their last child exists.
+//
+// A tree that was written for one mapping becomes that for another for a third
+// of the cost (Recycle): only owners, and what is lost with them or holds IDs,
+// are written.
 package tree
 
 import (
@@ -135,28 +139,31 @@ func (w *writer) Directory(ctx context.Context, src *idshift.Dir) (err error) {
 		}
 		e := &src.Entries[i]
 		if err := d.entry(e); err != nil {
-			return errors.Join(d.at(e, err), d.workAs(0, 0))
+			return errors.Join(at(src, e, err), d.workAs(0, 0))
 		}
 	}
 	if err := d.workAs(0, 0); err != nil {
 		return err
 	}
 	if err := d.finish(); err != nil {
-		return d.at(nil, err)
+		return at(src, nil, err)
 	}
 	return nil
 }
 
 // Release implements idshift.Sink.
-func (w *writer) Release(src *idshift.Dir) {
+func (w *writer) Release(src *idshift.Dir) { closeState(src) }
+
+// closeState closes the descriptor that a sink keeps with a directory.
+func closeState(src *idshift.Dir) {
 	if fd, ok := src.State.(int); ok {
 		_ = linux.Close(fd)
 	}
 }
 
 // at says for which path an error is; e is nil for the directory itself.
-func (d *dir) at(e *idshift.Entry, err error) error {
-	p := d.src.Path()
+func at(src *idshift.Dir, e *idshift.Entry, err error) error {
+	p := src.Path()
 	if e != nil {
 		p = path.Join(p, e.Name)
 	}

@@ -24,6 +24,9 @@ type Ops struct {
 	// Mapping translates owners to those on disk, for a process outside of
 	// the container; zero if container IDs are to be used as they are.
 	Mapping idshift.Mapping
+	// NoLowerACL says that Root is an overlay whose lower can have no ACL set:
+	// SetACL then copies up first, as who meets that error would.
+	NoLowerACL bool
 }
 
 // At returns the path of something below Root.
@@ -205,7 +208,21 @@ func (o Ops) SetACL(p, name string, uid, gid uint32) error {
 		v = binary.LittleEndian.AppendUint16(v, e.perm)
 		v = binary.LittleEndian.AppendUint32(v, e.id)
 	}
-	return o.SetXattr(p, name, string(v))
+	err := o.SetXattr(p, name, string(v))
+	if o.NoLowerACL && errors.Is(err, unix.ENOTSUP) {
+		if err := o.touchAtime(p); err != nil {
+			return err
+		}
+		err = o.SetXattr(p, name, string(v))
+	}
+	return err
+}
+
+// touchAtime changes nothing but the access time, which makes overlay copy the
+// inode up.
+func (o Ops) touchAtime(p string) error {
+	now := []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_OMIT}}
+	return unix.UtimesNanoAt(unix.AT_FDCWD, o.At(p), now, unix.AT_SYMLINK_NOFOLLOW)
 }
 
 // All runs one operation after the other until one fails.

@@ -198,6 +198,7 @@ merged() {
 	if builds; then
 		# What was not yet on disk when the power failed is damaged.
 		find "$GRAPH/shiftoverlay-shifted" -path '*/etc/passwd' -exec chown 7:7 {} +
+		find "$GRAPH/shiftoverlay-shifted" -name image.erofs -exec truncate -s 4096 {} +
 	fi
 	# A new boot ID; no container can be started while something covers a
 	# file in /proc, but mounted.
@@ -423,22 +424,20 @@ merged() {
 
 @test "a shifted lower is made once for a mapping and goes with the image" {
 	import
-	local want=0
-	! builds || want=1
 	run_podman run --rm "${FIXED[@]}" "$IMAGE" true
 	status_row 'Shift cache entries'
-	is "$output" $want "entries after the first container"
+	is "$output" "$(entries 1)" "entries after the first container"
 	local first
-	first=$(find "$GRAPH/shiftoverlay-shifted" -path '*/etc/passwd' -printf '%i %p\n' 2>/dev/null || true)
+	first=$(find "$GRAPH/shiftoverlay-shifted" \( -path '*/etc/passwd' -o -name image.erofs \) -printf '%i %p\n' 2>/dev/null || true)
 	run_podman run --rm "${FIXED[@]}" "$IMAGE" true
 	# The same mapping in other words.
 	run_podman run --name c --uidmap 0:100000:30000 --uidmap 30000:130000:35536 --gidmap 0:200000:65536 "$IMAGE" true
 	status_row 'Shift cache entries'
-	is "$output" $want "entries after three containers with one mapping"
-	is "$(find "$GRAPH/shiftoverlay-shifted" -path '*/etc/passwd' -printf '%i %p\n' 2>/dev/null || true)" "$first" "the files of the entry"
+	is "$output" "$(entries 1)" "entries after three containers with one mapping"
+	is "$(find "$GRAPH/shiftoverlay-shifted" \( -path '*/etc/passwd' -o -name image.erofs \) -printf '%i %p\n' 2>/dev/null || true)" "$first" "the files of the entry"
 	run_podman run --rm --uidmap=0:100000:65536 --gidmap=0:300000:65536 "$IMAGE" true
 	status_row 'Shift cache entries'
-	is "$output" $((2 * want)) "entries after another mapping"
+	is "$output" "$(entries 2)" "entries after another mapping"
 	run_podman rm c
 	run_podman rmi "$IMAGE"
 	status_row 'Shift cache entries'
@@ -458,9 +457,5 @@ merged() {
 		is "$(cat "$WORK/out$i")" $'0:0\n1000:1000' "container $i"
 	done
 	status_row 'Shift cache entries'
-	if builds; then
-		is "$output" 1 "entries"
-	else
-		is "$output" 0 "entries"
-	fi
+	is "$output" "$(entries 1)" "entries"
 }

@@ -1,0 +1,148 @@
+package shiftoverlay
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	graphdriver "github.com/containers/storage/drivers"
+	"github.com/containers/storage/pkg/mount"
+	"golang.org/x/sys/unix"
+
+	mounts "github.com/shiftoverlay/shiftoverlay/internal/mount"
+	"github.com/shiftoverlay/shiftoverlay/internal/ovl"
+	"github.com/shiftoverlay/shiftoverlay/internal/shifter"
+)
+
+// mountLower mounts a layer with a shifted lower: through overlay's own Get
+// wherever that can do it, for which a link or a mount point called diff1 is
+// put into the layer's folder for the time of the call.
+func (d *Driver) mountLower(id string, p layerPaths, chain []shifter.Layer, l shifter.Lower, root rootOwner, o graphdriver.MountOpts) (_ string, err error) {
+	switch {
+	case l.DataOnly:
+		return p.merged, d.mountDataOnly(id, p, chain, l, root, o)
+	case l.Tree != nil:
+		at, err := d.attachPoint(id)
+		if err != nil {
+			return "", err
+		}
+		defer func() { err = errors.Join(err, os.Remove(at)) }()
+		if err := l.Tree.Attach(at); err != nil {
+			return "", fmt.Errorf("mount layer %s: %w", id, err)
+		}
+		defer func() { err = errors.Join(err, l.Tree.Detach()) }()
+		l.Path = at
+		// An image's inode numbers are not the layer's file system's: this
+		// makes one number space of both (overlayfs.rst, section "xino").
+		o.Options = addXino(d.optionsOf(o))
+	}
+	// Without a lower to put in place, this takes away what a crash has left.
+	if err := p.link(l.Path); err != nil {
+		return "", err
+	}
+	if l.Path != "" {
+		// The owners are right already; overlay is to add nothing.
+		o.DisableShifting = true
+		defer func() { err = errors.Join(err, p.link("")) }()
+	}
+	return d.Driver.Get(id, o)
+}
+
+// attachPoint makes the folder where an image is mounted for the time of a
+// call. What a crash has left there goes.
+func (d *Driver) attachPoint(id string) (string, error) {
+	at := filepath.Join(d.runHome, "attach", id)
+	if err := os.MkdirAll(at, 0o700); err != nil {
+		return "", fmt.Errorf("mount layer %s: %w", id, err)
+	}
+	for mounted(at) {
+		if err := mounts.Detach(at); err != nil {
+			return "", fmt.Errorf("mount layer %s: %w", id, err)
+		}
+	}
+	return at, nil
+}
+
+// mounted tells whether a file system of its own is mounted at a folder.
+func mounted(dir string) bool {
+	var here, above unix.Stat_t
+	if unix.Lstat(dir, &here) != nil || unix.Lstat(filepath.Dir(dir), &above) != nil {
+		return false
+	}
+	return here.Dev != above.Dev
+}
+
+// optionsOf returns the options of a mount as overlay's Get takes them: those
+// of the caller in the place of those of storage.conf, but for metacopy=on,
+// without which the kernel would not follow what was written with it.
+func (d *Driver) optionsOf(o graphdriver.MountOpts) ovl.Options {
+	if len(o.Options) == 0 {
+		return slices.Clone(d.mountOptions)
+	}
+	out := ovl.Options(slices.Clone(o.Options))
+	if v, ok := d.mountOptions.Value("metacopy"); ok && v == "on" && !slices.Contains(out, "metacopy=on") {
+		out = append(out, "metacopy=on")
+	}
+	return out
+}
+
+// addXino asks for inode numbers that tell apart the files of an image and
+// those of the upper, unless the options say something about that.
+func addXino(o ovl.Options) ovl.Options {
+	if _, ok := o.Value("xino"); ok {
+		return o
+	}
+	return append(o, "xino=auto")
+}
+
+// mountDataOnly mounts a layer with an image above data-only lowers, which
+// overlay's Get does not know. Everything else is as there; Put is overlay's.
+func (d *Driver) mountDataOnly(id string, p layerPaths, chain []shifter.Layer, l shifter.Lower, root rootOwner, o graphdriver.MountOpts) error {
+	if err := p.link(""); err != nil {
+		return err
+	}
+	if err := root.own(p.upper); err != nil {
+		return fmt.Errorf("mount layer %s: %w", id, err)
+	}
+	if err := os.MkdirAll(p.merged, 0o700); err != nil {
+		return fmt.Errorf("mount layer %s: %w", id, err)
+	}
+	options := addXino(d.optionsOf(o))
+	if o.Volatile && !slices.Contains(options, "volatile") {
+		options = append(options, "volatile")
+	}
+	flags, data := mount.ParseOptions(options.String())
+	spec := mounts.Overlay{Tree: l.Tree, Label: o.MountLabel, Flags: uintptr(flags)}
+	if data != "" {
+		spec.Options = strings.Split(data, ",")
+	}
+	for _, c := range chain {
+		spec.Data = append(spec.Data, c.Dirs...)
+	}
+	if flags&unix.MS_RDONLY != 0 {
+		spec.Above = []string{p.upper}
+	} else {
+		spec.Upper, spec.Work = p.upper, p.work
+		// overlay refuses an upper that was mounted with "volatile" before; the
+		// kernel repeats the folder's name (overlayfs.rst, "Volatile mount").
+		if err := os.RemoveAll(filepath.Join(p.work, "work", "incompat", "volatile")); err != nil {
+			return fmt.Errorf("mount layer %s: %w", id, err)
+		}
+	}
+	var err error
+	if spec.Attach, err = d.attachPoint(id); err != nil {
+		return err
+	}
+	defer os.Remove(spec.Attach)
+	t, err := spec.Mount()
+	if err != nil {
+		return fmt.Errorf("mount layer %s: %w", id, err)
+	}
+	if err := errors.Join(t.Attach(p.merged), t.Close()); err != nil {
+		return fmt.Errorf("mount layer %s: %w", id, err)
+	}
+	return nil
+}

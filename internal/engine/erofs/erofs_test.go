@@ -1,0 +1,125 @@
+package erofs_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/shiftoverlay/shiftoverlay/internal/engine"
+	"github.com/shiftoverlay/shiftoverlay/internal/engine/enginetest"
+	engineerofs "github.com/shiftoverlay/shiftoverlay/internal/engine/erofs"
+	"github.com/shiftoverlay/shiftoverlay/internal/erofs"
+	"github.com/shiftoverlay/shiftoverlay/internal/mount"
+	"github.com/shiftoverlay/shiftoverlay/internal/testutil"
+	"github.com/shiftoverlay/shiftoverlay/internal/testutil/fstree"
+	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
+)
+
+// longRedirect is the case whose paths no redirect can hold.
+const longRedirect = "PathBeyond4096"
+
+// TestConformanceDataOnly runs the suite of all engines with data-only lowers,
+// images mounted from their file, and an image for each mapping.
+func TestConformanceDataOnly(t *testing.T) {
+	enginetest.ImagerSuite(t, engineerofs.Engine{Layout: erofs.DataOnly, Via: mount.File, Owners: true}, "", longRedirect)
+}
+
+// TestConformanceDataOnlyIdmapped runs it with one image for all mappings.
+func TestConformanceDataOnlyIdmapped(t *testing.T) {
+	enginetest.ImagerSuite(t, engineerofs.Engine{Layout: erofs.DataOnly, Via: mount.File}, "", longRedirect)
+}
+
+// TestConformanceSamePath runs it as old kernels need it: ordinary lowers, loop
+// devices, and an image for each mapping.
+func TestConformanceSamePath(t *testing.T) {
+	enginetest.ImagerSuite(t, engineerofs.Engine{Layout: erofs.SamePath, Via: mount.Loop, Owners: true}, "")
+}
+
+// TestConformanceSamePathIdmapped runs it with one image for all mappings.
+func TestConformanceSamePathIdmapped(t *testing.T) {
+	enginetest.ImagerSuite(t, engineerofs.Engine{Layout: erofs.SamePath, Via: mount.Loop}, "")
+}
+
+// TestConformanceXFS runs it where readdir, attributes and links are another
+// file system's.
+func TestConformanceXFS(t *testing.T) {
+	enginetest.ImagerSuite(t, engineerofs.Engine{Layout: erofs.DataOnly, Via: mount.File, Owners: true}, "xfs", longRedirect)
+}
+
+// TestNew checks that the best way is taken that works.
+func TestNew(t *testing.T) {
+	for name, c := range map[string]struct {
+		env      engine.Env
+		want     engineerofs.Engine
+		variant  string
+		text     string
+		patches  bool
+		dataOnly bool
+	}{
+		"all works":  {engine.Env{}, engineerofs.Engine{}, "data-only", "erofs (data-only, idmapped, file)", false, true},
+		"no idmap":   {engine.Env{ErofsIdmap: "no"}, engineerofs.Engine{Owners: true}, "data-only", "erofs (data-only, patched, file)", true, true},
+		"no data":    {engine.Env{ErofsData: "no"}, engineerofs.Engine{Layout: erofs.SamePath}, "same-path", "erofs (same-path, idmapped, file)", false, false},
+		"no file":    {engine.Env{ErofsFile: "no"}, engineerofs.Engine{Via: mount.Loop}, "data-only", "erofs (data-only, idmapped, loop)", false, true},
+		"old kernel": {engine.Env{ErofsIdmap: "no", ErofsData: "no", ErofsFile: "no"}, engineerofs.Engine{Layout: erofs.SamePath, Via: mount.Loop, Owners: true}, "same-path", "erofs (same-path, patched, loop)", true, false},
+	} {
+		e := engineerofs.New(c.env)
+		assert.Equal(t, c.want, e, name)
+		assert.Equal(t, c.variant, e.Variant(), name)
+		assert.Equal(t, c.text, e.String(), name)
+		assert.Equal(t, c.patches, e.Patches(), name)
+		assert.Equal(t, c.dataOnly, e.DataOnly(), name)
+		require.NoError(t, e.Check(c.env), name)
+		assert.True(t, strings.HasPrefix(e.Note(), c.text+"; "), name)
+		assert.Contains(t, e.Note(), "ENOTSUP", name)
+		assert.Contains(t, e.Note(), `engine = "metacopy"`, name)
+	}
+}
+
+// TestCheck checks that the reason is handed on.
+func TestCheck(t *testing.T) {
+	e := engineerofs.Engine{}
+	require.NoError(t, e.Check(engine.Env{Idmap: "no", Metacopy: "no", ErofsFile: "no", ErofsData: "no", ErofsIdmap: "no"}))
+	assert.EqualError(t, e.Check(engine.Env{Erofs: "no EROFS here"}), "no EROFS here")
+	assert.Equal(t, "erofs", e.Name())
+}
+
+// TestUnfit checks that what an image cannot hold is said in a way that lets
+// another engine be taken, and a damaged image in another.
+func TestUnfit(t *testing.T) {
+	testutil.RequireRoot(t)
+	place := testutil.LoopFS(t, "xfs", 320<<20)
+	layer, dir := filepath.Join(place, "layer"), filepath.Join(place, "dir")
+	require.NoError(t, os.Mkdir(layer, 0o755))
+	require.NoError(t, os.Mkdir(dir, 0o700))
+	fstree.Apply(t, layer, fstree.File("d/f", "x", fstree.Xattr("user.big", strings.Repeat("v", 1<<16))))
+	e := engineerofs.Engine{}
+	err := e.Template(t.Context(), dir, engine.Job{Chain: []string{layer}})
+	var unfit *engine.UnfitError
+	require.ErrorAs(t, err, &unfit)
+	assert.Equal(t, engineerofs.Name, unfit.Engine)
+	assert.Contains(t, unfit.Reason, "d/f")
+	assert.Contains(t, unfit.Reason, "user.big")
+
+	_, err = e.Unfit(dir)
+	require.ErrorIs(t, err, erofs.ErrDamaged, "what a failed build has left")
+	require.NotErrorAs(t, err, &unfit)
+	m, err := idshift.ParseMapping("0:100000:65536", "0:100000:65536")
+	require.NoError(t, err)
+	s, err := idshift.NewShift(m, idshift.Overflow)
+	require.NoError(t, err)
+	to := filepath.Join(place, "to")
+	require.NoError(t, os.Mkdir(to, 0o700))
+	require.ErrorIs(t, e.Patch(t.Context(), to, dir, engine.Job{Shift: s}), erofs.ErrDamaged)
+	// Nothing is written over.
+	require.ErrorIs(t, e.Template(t.Context(), dir, engine.Job{Chain: []string{layer}}), unix.EEXIST)
+}
+
+// TestFormat checks the number that makes images of another version useless.
+func TestFormat(t *testing.T) {
+	assert.Equal(t, 1, engineerofs.Engine{}.Format())
+}

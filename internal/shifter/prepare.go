@@ -1,0 +1,226 @@
+package shifter
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shiftoverlay/shiftoverlay/internal/cache"
+	"github.com/shiftoverlay/shiftoverlay/internal/engine"
+	"github.com/shiftoverlay/shiftoverlay/internal/linux"
+	"github.com/shiftoverlay/shiftoverlay/internal/mount"
+	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
+)
+
+// Meta is what the cache keeps beside a shifted lower, for those who list it.
+type Meta struct {
+	Engine string   `json:"engine"`
+	Format int      `json:"format"`
+	Layers []string `json:"layers"`
+	// Mapping is nil for what serves all mappings.
+	Mapping *idshift.Mapping `json:"mapping,omitempty"`
+}
+
+// Lower is a shifted lower that is ready to be mounted.
+type Lower struct {
+	// Engine is the engine that made it.
+	Engine string
+	// Ref is what the cache keeps for it, to be released one day; zero if that
+	// is nothing.
+	Ref cache.Ref
+	// Path is the folder to be put above the chain; "" if there is none.
+	Path string
+	// Tree is to be put above the chain in a folder's place, if it is not nil.
+	Tree *mount.Tree
+	// DataOnly tells whether the chain below Tree goes into the mount as
+	// data-only lowers.
+	DataOnly bool
+}
+
+// Close ends what is needed until the lower has been mounted. It may be called
+// twice.
+func (l Lower) Close() error {
+	if l.Tree == nil {
+		return nil
+	}
+	return l.Tree.Close()
+}
+
+// durableAfter is how long after a build an entry is made durable: by then the
+// kernel has written most of it by itself (vm.dirty_expire_centisecs, 30 s by
+// default), so that little is left to wait for.
+const durableAfter = 45 * time.Second
+
+// Prepare makes what the plan needs. user is who needs it, until Release of
+// the lower's Ref. Prepare may take as long as a build; cancelling ctx ends
+// it.
+func (s *Shifter) Prepare(ctx context.Context, p Plan, user string) (Lower, error) {
+	l := Lower{Engine: p.Engine.Name(), Ref: p.Ref}
+	if p.Ref == (cache.Ref{}) {
+		return l, nil
+	}
+	start := time.Now()
+	var err error
+	var builtNow bool
+	switch e := p.Engine.(type) {
+	case engine.Builder:
+		l.Path, builtNow, err = s.build(ctx, e, p, user)
+	case engine.Imager:
+		l.DataOnly = e.DataOnly()
+		l.Tree, builtNow, err = s.image(ctx, e, p, user)
+		if unfit, ok := errors.AsType[*engine.UnfitError](err); ok && p.Else != nil {
+			s.o.Debugf("layer %s: %v", p.Ref.Layer, unfit)
+			return s.Prepare(ctx, *p.Else, user)
+		}
+	}
+	if err != nil {
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+			err = fmt.Errorf("%w (%s)", err, room(s.o.Cache.Dir()))
+		}
+		return Lower{}, fmt.Errorf("make shifted lower of layer %s for mapping %s with engine %s: %w", p.Ref.Layer, p.Mapping, p.Engine.Name(), err)
+	}
+	s.o.Debugf("engine %v, layer %s, mapping %s: lower %s, built now: %t, %s", p.Engine, p.Ref.Layer, p.Mapping, p.Ref.Key, builtNow, time.Since(start))
+	return l, nil
+}
+
+// acquire gets an entry of the cache and has it made durable when its time
+// has come.
+func (s *Shifter) acquire(ctx context.Context, p Plan, ref cache.Ref, user string, format int, mapping *idshift.Mapping, b cache.Builder) (*cache.Entry, error) {
+	var err error
+	b.Meta, err = json.Marshal(Meta{Engine: p.Engine.Name(), Format: format, Layers: p.Layers, Mapping: mapping})
+	if err != nil {
+		return nil, fmt.Errorf("describe shifted lower: %w", err)
+	}
+	e, err := s.o.Cache.Acquire(ctx, ref, user, b)
+	if err == nil && !b.Disposable && !e.Durable() && e.Age() > durableAfter {
+		go func() {
+			if err := s.o.Cache.MarkDurable(context.WithoutCancel(ctx), ref); err != nil {
+				s.o.Debugf("mark %s durable: %v", ref.Key, err)
+			}
+		}()
+	}
+	return e, err
+}
+
+// build gets the folder that a Builder makes.
+func (s *Shifter) build(ctx context.Context, b engine.Builder, p Plan, user string) (lower string, now bool, err error) {
+	cb := cache.Builder{Build: func(ctx context.Context, dir string) error { return b.Build(ctx, dir, p.Job) }}
+	if r, ok := b.(engine.Recycler); ok {
+		kin := key(p.Layers, b.Name(), b.Format(), "", 0)
+		cb.Kin = kin.String()
+		cb.Recycle = func(ctx context.Context, dir string) error { return r.Recycle(ctx, dir, p.Job) }
+	}
+	e, err := s.acquire(ctx, p, p.Ref, user, b.Format(), &p.Mapping, cb)
+	if err != nil {
+		return "", false, err
+	}
+	return b.Lower(e.Path()), e.BuiltNow(), nil
+}
+
+// image gets the image that an Imager makes, and mounts it.
+func (s *Shifter) image(ctx context.Context, i engine.Imager, p Plan, user string) (tree *mount.Tree, now bool, err error) {
+	ns := -1
+	var e *cache.Entry
+	if i.Patches() {
+		e, err = s.patched(ctx, i, p, user)
+	} else if ns, err = s.o.UserNS(p.Mapping); err != nil {
+		return nil, false, fmt.Errorf("make a user namespace: %w", err)
+	} else {
+		defer linux.Close(ns)
+		e, err = s.template(ctx, i, p, user)
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	if tree, err = i.Mount(e.Path(), ns); err != nil {
+		return nil, false, errors.Join(err, s.Release(p.Ref, user))
+	}
+	return tree, e.BuiltNow(), nil
+}
+
+// template gets the image that serves all mappings.
+func (s *Shifter) template(ctx context.Context, i engine.Imager, p Plan, user string) (*cache.Entry, error) {
+	e, err := s.acquire(ctx, p, p.Template, user, i.Format(), nil, cache.Builder{
+		Build: func(ctx context.Context, dir string) error {
+			return i.Template(ctx, dir, engine.Job{Chain: p.Job.Chain, Workers: p.Job.Workers})
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return e, s.fit(i, p, e, user)
+}
+
+// patched gets the image that serves one mapping.
+func (s *Shifter) patched(ctx context.Context, i engine.Imager, p Plan, user string) (*cache.Entry, error) {
+	e, err := s.acquire(ctx, p, p.Ref, user, i.Format(), &p.Mapping, cache.Builder{
+		// Made anew from the template in no time, so not worth a place on the
+		// disk that another entry could have, or being made durable.
+		Disposable: true,
+		Build: func(ctx context.Context, dir string) (err error) {
+			t, err := s.template(ctx, i, p, user)
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, s.Release(p.Template, user)) }()
+			return i.Patch(ctx, dir, t.Path(), p.Job)
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return e, s.fit(i, p, e, user)
+}
+
+// fit gives an entry back, with an UnfitError, if it would serve but another
+// engine would serve better.
+func (s *Shifter) fit(i engine.Imager, p Plan, e *cache.Entry, user string) error {
+	if p.Else == nil {
+		return nil
+	}
+	reason, err := i.Unfit(e.Path())
+	if err == nil && reason != "" {
+		err = &engine.UnfitError{Engine: i.Name(), Reason: reason}
+	}
+	if err != nil {
+		return errors.Join(err, s.Release(e.Ref(), user))
+	}
+	return nil
+}
+
+// room says how much is free on the file system of the cache, after a failed
+// build was removed.
+func room(dir string) string {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return fmt.Sprintf("statfs %s: %v", dir, err)
+	}
+	return fmt.Sprintf("free at %s: %d MiB and %d inodes; with engines metacopy and copyup one inode is needed for each file of the image: free some, or use a file system with more inodes",
+		dir, fs.Bavail*uint64(fs.Bsize)>>20, fs.Ffree)
+}
+
+// Release says that user does not need the shifted lower any more.
+func (s *Shifter) Release(ref cache.Ref, user string) error {
+	return s.o.Cache.Release(ref, user)
+}
+
+// BuildOnce makes a shifted lower in dir, an empty folder, without the cache,
+// with the cheapest engine that makes a folder, and returns the folder that it
+// made below dir.
+func (s *Shifter) BuildOnce(ctx context.Context, dir string, chain []string, shift *idshift.Shift) (string, error) {
+	for _, e := range engines(s.o.Env) {
+		b, ok := e.(engine.Builder)
+		if !ok || b.Check(s.o.Env) != nil {
+			continue
+		}
+		if err := b.Build(ctx, dir, engine.Job{Chain: chain, Shift: shift, Workers: s.o.Workers}); err != nil {
+			return "", fmt.Errorf("shift with engine %s: %w", b.Name(), err)
+		}
+		return b.Lower(dir), nil
+	}
+	return "", fmt.Errorf("no engine that builds works here: %s", s.choice.Reason())
+}
