@@ -74,7 +74,7 @@ demo: podman runc images ## podman run --userns=auto on shiftoverlay, timed besi
 	@hack/demo.sh
 
 .PHONY: bench
-bench: podman runc images ## The table of the README: every way to shift, on a big image
+bench: podman runc ## Every way to shift, measured: tables, samples and plots to docs/bench (takes a while; hack/bench.sh says how to do less)
 	@hack/bench.sh
 
 .PHONY: bench-commit

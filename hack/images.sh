@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# images.sh [busybox|minbase|big]...
+# images.sh [busybox|minbase|big|huge]...
 #
 # Makes the test images, root file systems as tar files, in $BUILD/images,
-# without a registry. Without arguments: all. What is there is kept.
+# without a registry. Without arguments: all but huge. What is there is kept.
 #   busybox.tar  a few hundred entries: a static busybox and its links
 #   minbase.tar  debootstrap's minbase of the running Debian or Ubuntu, ~7,000 entries
 #   big.tar      minbase, the Go toolchain and /usr/share: at least 70,000 entries
+#   huge/        big and three generated layers, as an OCI image (podman pull
+#                oci:$BUILD/images/huge:bench): at least 250,000 entries; for make bench
 # Each also holds, for the tests:
 #   /usr/local/bin/whoami-{plain,suid,cap}  one program: plain, setuid root, with
 #                         cap_net_bind_service+ep (prints its IDs and capabilities)
@@ -27,7 +29,8 @@ missing=()
 for name; do
 	case $name in
 	busybox | minbase | big) [ -s "$out/$name.tar" ] || missing+=("$name") ;;
-	*) die "unknown image $name: one of busybox, minbase, big" ;;
+	huge) [ -s "$out/huge/index.json" ] || missing+=(huge) ;;
+	*) die "unknown image $name: one of busybox, minbase, big, huge" ;;
 	esac
 done
 if [ ${#missing[@]} -eq 0 ] && [ -z "${SANDBOX_INSIDE:-}" ]; then
@@ -141,6 +144,16 @@ make_big() {
 	pack "$root" big
 }
 
+make_huge() {
+	[ -s "$out/big.tar" ] || make_big
+	# The layers are generated: a shell would take an hour for as many files.
+	GOFLAGS='' go run -C "$REPO/tools/benchplot" . layers -out "$out/.huge.layers"
+	GOFLAGS='' go run -C "$REPO/tools/benchplot" . image -out "$out/.huge.new" "$out/big.tar" "$out/.huge.layers"/*.tar
+	rm -rf "$out/.huge.layers" "$out/huge"
+	mv "$out/.huge.new" "$out/huge"
+	say "huge: $(for l in "$out"/huge/blobs/sha256/*; do tar -tf "$l" 2>/dev/null || true; done | wc -l) entries, $(du -sm "$out/huge" | cut -f1) MB"
+}
+
 for name; do
-	[ -s "$out/$name.tar" ] || "make_$name"
+	[ -s "$out/$name.tar" ] || [ -s "$out/$name/index.json" ] || "make_$name"
 done

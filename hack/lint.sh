@@ -27,6 +27,14 @@ golangci() { # run|fmt [ARGS...]
 		"$linter" "$@"
 }
 
+# The bench tool is a module of its own, so that nobody who uses the driver needs
+# a plotting library.
+check_benchplot() {
+	local linter
+	linter=$(GOFLAGS='' go tool -modfile=tools/go.mod -n golangci-lint) &&
+		cd tools/benchplot && GOFLAGS='' "$linter" run --timeout 15m -c "$REPO/.golangci.yml" ./...
+}
+
 scripts() {
 	find hack contrib tests .ci -type f \( -name '*.sh' -o -name '*.bash' -o -path '.ci/run' \) 2>/dev/null | sort
 }
@@ -37,6 +45,9 @@ check_shell() {
 	mapfile -t files < <(scripts)
 	shellcheck "${files[@]}"
 }
+
+# in_subshell COMMAND...: what it does to the current folder ends with it.
+in_subshell() { ("$@"); }
 
 # Every bats file parses (bats itself would only say so when it runs the file).
 check_bats() {
@@ -56,7 +67,7 @@ check_house() {
 	while read -r f; do
 		n=$(wc -l <"$f")
 		[ "$n" -lt 500 ] || { echo "$f: $n lines; split it (limit 500)" && rc=1; }
-	done < <(find cmd drivers internal pkg -name '*.go')
+	done < <(find cmd drivers internal pkg tools -name '*.go')
 	if grep -rnE '\b(TODO|FIXME|XXX)\b' --include='*.go' --include='*.sh' --include='*.bats' --include='*.md' \
 		cmd drivers internal pkg tests contrib docs ./*.md 2>/dev/null; then
 		echo 'finish it or file an issue; nothing in the code is left "to do"'
@@ -71,6 +82,7 @@ if [ "${1:-}" = --fix ]; then
 	exit
 fi
 check golangci-lint golangci run --timeout 15m ./...
+check benchplot in_subshell check_benchplot
 check shellcheck check_shell
 check bats check_bats
 check house-rules check_house

@@ -1,4 +1,5 @@
-# Measuring a real podman, for demo.sh and bench.sh; sourced, not run.
+# Measuring a real podman, for demo.sh and bench-commit.sh; sourced, not run.
+# (bench.sh measures with tools/benchplot.)
 # shellcheck shell=bash disable=SC2034
 
 # median NUMBER...: the middle one.

@@ -104,6 +104,7 @@ step deps 'Debian packages' hack/deps.sh
 step lint 'lint' hack/lint.sh
 step unit 'unit tests with the race detector' hack/go-test.sh "$logs/unit.json" -race ./...
 count_go unit "$logs/unit.json"
+step unit 'unit tests of the bench tool' env GOFLAGS= go test -C tools/benchplot -short ./...
 if root_only 'root tests, tools, images and bats'; then
 	step tools 'podman, buildah and runc with the driver' hack/build-tools.sh
 	step images 'test images' hack/images.sh
