@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/referee"
+	"github.com/shiftoverlay/shiftoverlay/internal/testutil"
 	"github.com/shiftoverlay/shiftoverlay/internal/testutil/fsop"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
@@ -86,13 +87,8 @@ func TestDiffIsLeft(t *testing.T) {
 		m := mapping(t, oneExtent)
 		merged := s.container("c", "image", m)
 		require.NoError(t, fsop.Ops{Root: merged, Mapping: m}.Write("large", strings.Repeat("x", 1<<20)))
-		open := func() int {
-			fds, err := os.ReadDir("/proc/self/fd")
-			require.NoError(t, err)
-			return len(fds)
-		}
 		s.diff("c", "image")
-		before := open()
+		before := testutil.OpenFiles(t)
 		for _, n := range []int{0, 1, 600, 200_000} {
 			r, err := s.Diff("c", nil, "image", nil, "")
 			require.NoError(t, err)
@@ -102,7 +98,7 @@ func TestDiffIsLeft(t *testing.T) {
 			_, err = r.Read(make([]byte, 1))
 			require.Error(t, err)
 		}
-		assert.Equal(t, before, open())
+		assert.Equal(t, before, testutil.OpenFiles(t))
 		require.NoError(t, s.Put("c"), "nothing keeps the mount busy")
 	})
 }

@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -108,9 +110,12 @@ func unmountLater(t testing.TB, point string) {
 	})
 }
 
-// OpenFiles returns how many descriptors this process has open.
+// OpenFiles returns how many descriptors this process has open, without those
+// of files that nothing refers to any more.
 func OpenFiles(t testing.TB) int {
 	t.Helper()
+	runtime.GC()
+	time.Sleep(10 * time.Millisecond) // cleanups run by themselves
 	names, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		t.Fatal(err)

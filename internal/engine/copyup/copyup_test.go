@@ -115,10 +115,10 @@ func TestUnreadableData(t *testing.T) {
 
 // TestCancelWithinFile checks that the copy of one large file ends soon, too.
 func TestCancelWithinFile(t *testing.T) {
-	to, from := testutil.LoopFS(t, "ext4", 1<<30), testutil.LoopFS(t, "ext4", 1<<30)
+	to, from := testutil.LoopFS(t, "ext4", 4<<30), testutil.LoopFS(t, "ext4", 4<<30)
 	f, err := os.OpenFile(filepath.Join(from, "large"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	require.NoError(t, err)
-	require.NoError(t, unix.Fallocate(int(f.Fd()), 0, 0, 800<<20)) // reads as zeros, and is copied
+	require.NoError(t, unix.Fallocate(int(f.Fd()), 0, 0, 3<<30)) // reads as zeros, and is copied
 	require.NoError(t, f.Close())
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
