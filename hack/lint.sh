@@ -19,21 +19,23 @@ check() {
 	fi
 }
 
-golangci() { # run|fmt [ARGS...]
+linter() { # its path
 	# GOFLAGS may hold build tags, which -modfile of the tool must not inherit.
+	GOFLAGS='' go tool -modfile=tools/go.mod -n golangci-lint
+}
+
+golangci() { # run|fmt [ARGS...]
 	local linter
 	say 'lint: golangci-lint (built first where it is not cached: a few minutes)'
-	linter=$(GOFLAGS='' go tool -modfile=tools/go.mod -n golangci-lint) &&
-		"$linter" "$@"
+	linter=$(linter) && "$linter" "$@"
 }
 
 # The bench tool is a module of its own, so that nobody who uses the driver needs
 # a plotting library.
-check_benchplot() {
-	local linter
-	linter=$(GOFLAGS='' go tool -modfile=tools/go.mod -n golangci-lint) &&
-		cd tools/benchplot && GOFLAGS='' "$linter" run --timeout 15m -c "$REPO/.golangci.yml" ./...
-}
+check_benchplot() (
+	linter=$(linter) && cd tools/benchplot &&
+		GOFLAGS='' "$linter" run --timeout 15m -c "$REPO/.golangci.yml" ./...
+)
 
 scripts() {
 	find hack contrib tests .ci -type f \( -name '*.sh' -o -name '*.bash' -o -path '.ci/run' \) 2>/dev/null | sort
@@ -45,9 +47,6 @@ check_shell() {
 	mapfile -t files < <(scripts)
 	shellcheck "${files[@]}"
 }
-
-# in_subshell COMMAND...: what it does to the current folder ends with it.
-in_subshell() { ("$@"); }
 
 # Every bats file parses (bats itself would only say so when it runs the file).
 check_bats() {
@@ -82,7 +81,7 @@ if [ "${1:-}" = --fix ]; then
 	exit
 fi
 check golangci-lint golangci run --timeout 15m ./...
-check benchplot in_subshell check_benchplot
+check benchplot check_benchplot
 check shellcheck check_shell
 check bats check_bats
 check house-rules check_house

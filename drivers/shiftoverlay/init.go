@@ -102,23 +102,29 @@ func (d *Driver) probe() (probe.Report, error) {
 		Remember: filepath.Join(d.runHome, "shiftoverlay-probe.json"),
 		UserNS: func() (string, func(), error) {
 			one := []idtools.IDMap{{ContainerID: 0, HostID: 1, Size: 1}}
-			pid, cleanup, err := idmap.CreateUsernsProcess(one, one)
-			if err != nil {
-				return "", nil, err
-			}
-			return "/proc/" + strconv.Itoa(pid) + "/ns/user", cleanup, nil
+			return holdUserNS(one, one)
 		},
 	})
 }
 
+// holdUserNS makes a user namespace, which lasts until cleanup or as long as
+// its file is open, and returns the file's path.
+func holdUserNS(uids, gids []idtools.IDMap) (path string, cleanup func(), err error) {
+	pid, cleanup, err := idmap.CreateUsernsProcess(uids, gids)
+	if err != nil {
+		return "", nil, err
+	}
+	return "/proc/" + strconv.Itoa(pid) + "/ns/user", cleanup, nil
+}
+
 // userNS makes a user namespace with a mapping and returns a descriptor of it.
 func userNS(m idshift.Mapping) (int, error) {
-	pid, cleanup, err := idmap.CreateUsernsProcess(idMaps(m.UIDs), idMaps(m.GIDs))
+	path, cleanup, err := holdUserNS(idMaps(m.UIDs), idMaps(m.GIDs))
 	if err != nil {
 		return -1, err
 	}
 	defer cleanup()
-	return linux.Openat(unix.AT_FDCWD, "/proc/"+strconv.Itoa(pid)+"/ns/user", unix.O_RDONLY, 0)
+	return linux.Openat(unix.AT_FDCWD, path, unix.O_RDONLY, 0)
 }
 
 // startShifter makes the cache and the shifter.

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -201,4 +202,23 @@ func requireList(t *testing.T, c *Cache) []Info {
 	infos, err := c.List(t.Context())
 	require.NoError(t, err)
 	return infos
+}
+
+// runChildren runs n child processes at the same time, all of which must
+// succeed, and returns what they said.
+func runChildren(t *testing.T, c *Cache, n int, mode string, ref Ref) string {
+	t.Helper()
+	cmds := make([]*exec.Cmd, n)
+	out := make([]bytes.Buffer, n)
+	for i := range cmds {
+		cmds[i] = childCommand(t, c, mode, ref)
+		cmds[i].Stdout = &out[i]
+		require.NoError(t, cmds[i].Start())
+	}
+	text := ""
+	for i, cmd := range cmds {
+		assert.NoError(t, cmd.Wait())
+		text += out[i].String()
+	}
+	return text
 }

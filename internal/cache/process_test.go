@@ -9,25 +9,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
 func TestProcessesRaceForOneKey(t *testing.T) {
 	f := newFixture(t)
 	const processes = 6
-	cmds := make([]*exec.Cmd, processes)
-	out := make([]bytes.Buffer, processes)
-	for i := range cmds {
-		cmds[i] = childCommand(t, f.Cache, "race", ref("l", 1))
-		cmds[i].Stdout = &out[i]
-		require.NoError(t, cmds[i].Start())
-	}
-	text := ""
-	for i, cmd := range cmds {
-		assert.NoError(t, cmd.Wait())
-		text += out[i].String()
-	}
+	text := runChildren(t, f.Cache, processes, "race", ref("l", 1))
 	require.Equal(t, 1, strings.Count(text, "building"), text)
 	require.Equal(t, 1, strings.Count(text, "built"), text)
 	require.Equal(t, processes-1, strings.Count(text, "found"), text)

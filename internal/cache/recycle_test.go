@@ -2,12 +2,10 @@ package cache
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -401,18 +399,7 @@ func recycleChild(c *Cache, mode string, r Ref) error {
 
 func TestRecycleProcesses(t *testing.T) {
 	f := newFixture(t)
-	cmds := make([]*exec.Cmd, 5)
-	out := make([]bytes.Buffer, len(cmds))
-	for i := range cmds {
-		cmds[i] = childCommand(t, f.Cache, "recycle-race", ref("l", 1))
-		cmds[i].Stdout = &out[i]
-		require.NoError(t, cmds[i].Start())
-	}
-	text := ""
-	for i, cmd := range cmds {
-		assert.NoError(t, cmd.Wait())
-		text += out[i].String()
-	}
+	text := runChildren(t, f.Cache, 5, "recycle-race", ref("l", 1))
 	require.Regexp(t, `(?m)^[1-9]\d* recycled$`, text, "the race did not happen")
 	requireNoTemp(t, f.Cache)
 }

@@ -63,17 +63,7 @@ const maxValue = 256
 // image mounts a file or block device. Images hold nothing that may be run or
 // opened by itself; what an overlay above allows is the overlay's business.
 func image(source string) (*Tree, error) {
-	c, err := open("erofs")
-	if err != nil {
-		return nil, err
-	}
-	defer c.close()
-	for _, option := range []string{"source=" + source, "ro"} {
-		if err := c.set(option); err != nil {
-			return nil, err
-		}
-	}
-	return c.create(unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC)
+	return New("erofs", unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, "source="+source, "ro")
 }
 
 // erofsLoop mounts the image through a loop device.

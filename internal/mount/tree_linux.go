@@ -30,6 +30,23 @@ func Clone(dir string) (*Tree, error) {
 	return &Tree{fd: fd}, nil
 }
 
+// New mounts a file system of a type with options of its own, as a flag those
+// without "=", and attributes of the mount (unix.MOUNT_ATTR_*). The caller
+// closes the tree.
+func New(fs string, attrs int, options ...string) (*Tree, error) {
+	c, err := open(fs)
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	for _, option := range options {
+		if err := c.set(option); err != nil {
+			return nil, err
+		}
+	}
+	return c.create(attrs)
+}
+
 // Path returns a path of the tree's root that is valid in this process until
 // Close.
 func (t *Tree) Path() string { return procFD(t.fd) }

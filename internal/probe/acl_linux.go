@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -42,13 +41,14 @@ func writeACL(dir string) error {
 
 // readACL checks that a mount with mapped IDs shows the user of the ACL as it
 // shows the owner of the file.
-func readACL(mnt int) error {
+func readACL(mnt *mount.Tree) error {
+	f := filepath.Join(mnt.Path(), aclName)
 	var st unix.Stat_t
-	if err := linux.Lstatat(mnt, aclName, &st); err != nil {
-		return err
+	if err := unix.Lstat(f, &st); err != nil {
+		return &os.PathError{Op: "lstat", Path: aclName, Err: err}
 	}
 	var buf linux.XattrBuffer
-	acl, err := buf.Lget("/proc/self/fd/"+strconv.Itoa(mnt)+"/"+aclName, idshift.ACLAccess)
+	acl, err := buf.Lget(f, idshift.ACLAccess)
 	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
 		return nil
 	}
@@ -91,6 +91,6 @@ func idmapACL(dir string, userns int) (err error) {
 	if err != nil {
 		return fmt.Errorf("overlay above an idmapped mount: %w", err)
 	}
-	defer linux.Close(mnt)
+	defer mnt.Close()
 	return readACL(mnt)
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -97,19 +96,19 @@ func (p erofsProbe) samePath(via mount.ErofsVia) (err error) {
 	if err != nil {
 		return err
 	}
-	defer linux.Close(mnt)
+	defer mnt.Close()
 	return errors.Join(readProbe(mnt), p.attributes(mnt))
 }
 
 // attributes checks that an image shows what its layer has: ACLs and
 // capabilities are options of EROFS's build.
-func (p erofsProbe) attributes(mnt int) error {
+func (p erofsProbe) attributes(mnt *mount.Tree) error {
 	var buf linux.XattrBuffer
 	for _, name := range []string{idshift.ACLAccess, idshift.Capability} {
 		if _, err := buf.Lget(filepath.Join(p.data, aclName), name); err != nil {
 			continue // not even the layer has it
 		}
-		if _, err := buf.Lget("/proc/self/fd/"+strconv.Itoa(mnt)+"/"+aclName, name); err != nil {
+		if _, err := buf.Lget(filepath.Join(mnt.Path(), aclName), name); err != nil {
 			return fmt.Errorf("EROFS does not show what the layer has: %w", err)
 		}
 	}
@@ -129,12 +128,7 @@ func (p erofsProbe) dataOnly(via mount.ErofsVia) error {
 		return err
 	}
 	defer mnt.Close()
-	dir, err := linux.OpenDir(unix.AT_FDCWD, mnt.Path()+"/.")
-	if err != nil {
-		return err
-	}
-	defer linux.Close(dir)
-	return readProbe(dir)
+	return readProbe(mnt)
 }
 
 // idmapped maps the IDs of an image and looks at it through an overlay.
@@ -155,9 +149,9 @@ func (p erofsProbe) idmapped(via mount.ErofsVia, userns int) (err error) {
 	if err != nil {
 		return err
 	}
-	defer linux.Close(mnt)
+	defer mnt.Close()
 	var st unix.Stat_t
-	if err := linux.Lstatat(mnt, "f", &st); err != nil {
+	if err := unix.Lstat(filepath.Join(mnt.Path(), "f"), &st); err != nil {
 		return err
 	}
 	if st.Uid == 0 {

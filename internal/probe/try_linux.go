@@ -57,63 +57,39 @@ func metacopy(dir string) error {
 	if err != nil {
 		return fmt.Errorf("overlay with metacopy=on: %w", err)
 	}
-	defer linux.Close(mnt)
+	defer mnt.Close()
 	return readProbe(mnt)
 }
 
 // overlayOf mounts a read-only overlay of folders, uppermost first, with
 // metacopy=on, that no mount table shows.
-func overlayOf(dirs ...string) (int, error) {
+func overlayOf(dirs ...string) (*mount.Tree, error) {
 	// By descriptor: fsconfig(2) takes strings of less than 256 bytes, and a
 	// path may contain a colon.
 	lowers := make([]string, 0, len(dirs))
 	for _, d := range dirs {
 		fd, err := linux.Openat(unix.AT_FDCWD, d, unix.O_PATH|unix.O_DIRECTORY, 0)
 		if err != nil {
-			return -1, err
+			return nil, err
 		}
 		defer linux.Close(fd)
 		lowers = append(lowers, "/proc/self/fd/"+strconv.Itoa(fd))
 	}
-	return detachedOverlay([][2]string{{"lowerdir", strings.Join(lowers, ":")}, {"metacopy", "on"}})
+	return mount.New("overlay", 0, "lowerdir="+strings.Join(lowers, ":"), "metacopy=on")
 }
 
 // readProbe reads the file "f" of a mount, a metadata-only file whose data is
 // elsewhere.
-func readProbe(mnt int) error {
-	fd, err := linux.Openat(mnt, "f", unix.O_RDONLY, 0)
+func readProbe(t *mount.Tree) error {
+	r, err := os.DirFS(t.Path()).Open("f") // errors name just that
 	if err != nil {
 		return fmt.Errorf("overlay does not follow a metadata-only file: %w", err)
 	}
-	r := os.NewFile(uintptr(fd), "f")
 	defer r.Close()
 	if b, err := io.ReadAll(r); err != nil || string(b) != probeData {
 		return fmt.Errorf("overlay reads %q through a metadata-only file (%w)", b, errors.Join(err, unix.EIO))
 	}
 	return nil
-}
-
-// detachedOverlay mounts an overlay that no mount table shows and returns its
-// descriptor; closing it unmounts.
-func detachedOverlay(options [][2]string) (int, error) {
-	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return -1, os.NewSyscallError("fsopen", err)
-	}
-	defer linux.Close(fs)
-	for _, o := range options {
-		if err := unix.FsconfigSetString(fs, o[0], o[1]); err != nil {
-			return -1, os.NewSyscallError("fsconfig "+o[0], err)
-		}
-	}
-	if err := unix.FsconfigCreate(fs); err != nil {
-		return -1, os.NewSyscallError("fsconfig create", err)
-	}
-	mnt, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		return -1, os.NewSyscallError("fsmount", err)
-	}
-	return mnt, nil
 }
 
 // reflink tries to make one file share the data of another.

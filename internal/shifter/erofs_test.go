@@ -98,10 +98,7 @@ func TestErofsUnfit(t *testing.T) {
 	testutil.RequireRoot(t)
 	st := newStore(t)
 	f := filepath.Join(st.dir, "layer", "f")
-	// user::rw-, user:33:r--, group::r--, mask::r--, other::r--
-	acl := "\x02\x00\x00\x00" + "\x01\x00\x06\x00\xff\xff\xff\xff" + "\x02\x00\x04\x00\x21\x00\x00\x00" + "\x04\x00\x04\x00\xff\xff\xff\xff" +
-		"\x10\x00\x04\x00\xff\xff\xff\xff" + "\x20\x00\x04\x00\xff\xff\xff\xff"
-	require.NoError(t, unix.Lsetxattr(f, idshift.ACLAccess, []byte(acl), 0))
+	require.NoError(t, unix.Lsetxattr(f, idshift.ACLAccess, []byte(fstree.ACL([]uint32{33}, nil)), 0))
 	fstree.Apply(t, filepath.Join(st.dir, "layer"), fstree.Dir("other"))
 	envs := []engine.Env{
 		{Idmap: "no", ErofsData: "no", ErofsFile: "no", ErofsIdmap: "no"},

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -222,8 +221,7 @@ func (d *oldDir) xattrs(e *idshift.Entry, name string) error {
 		if err != nil {
 			return err
 		}
-		// There is no setxattrat(2) before Linux 6.13.
-		p := "/proc/self/fd/" + strconv.Itoa(d.fd) + "/" + name
+		p := pathBelow(d.fd, name)
 		if keep {
 			err = linux.Lset(p, x.Name, value)
 		} else if err = unix.Lremovexattr(p, x.Name); errors.Is(err, unix.ENODATA) {

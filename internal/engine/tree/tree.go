@@ -295,11 +295,14 @@ func (d *dir) node(e *idshift.Entry, uid, gid uint32) error {
 	return d.special(e)
 }
 
+// pathBelow is a path of a name in an open directory, for what is only done by
+// path: there is no setxattrat(2) before Linux 6.13.
+func pathBelow(dir int, name string) string { return "/proc/self/fd/" + strconv.Itoa(dir) + "/" + name }
+
 // special sets attributes and times of what cannot be opened.
 func (d *dir) special(e *idshift.Entry) error {
 	err := d.xattrs(e, func(name string, value []byte) error {
-		// There is no setxattrat(2) before Linux 6.13.
-		return linux.Lset("/proc/self/fd/"+strconv.Itoa(d.fd)+"/"+e.Name, name, value)
+		return linux.Lset(pathBelow(d.fd, e.Name), name, value)
 	})
 	if err != nil {
 		return err
