@@ -22,7 +22,7 @@ import (
 func benchSetups() []setup {
 	return append(engines(),
 		setup{name: "erofs-patched", engine: "erofs", conf: `erofs_without = "idmap"`},
-		setup{name: "erofs-same-path", engine: "erofs", conf: `erofs_without = "data-only"`},
+		setup{name: "erofs-opaque", engine: "erofs", conf: `erofs_without = "data-only"`},
 		setup{name: "erofs-loop", engine: "erofs", conf: `erofs_without = "file"`},
 	)
 }

@@ -103,8 +103,9 @@ type Imager interface {
 	// Mount mounts the image in dir, with the IDs of the user namespace userns
 	// unless that is negative. The caller closes the tree.
 	Mount(dir string, userns int) (*mount.Tree, error)
-	// DataOnly tells whether the chain is to be mounted as data-only lowers.
-	DataOnly() bool
+	// DataOnly tells whether the chain is to be mounted as data-only lowers
+	// below the image in dir.
+	DataOnly(dir string) (bool, error)
 }
 
 // Lossy is an Engine that works in some places without keeping everything.

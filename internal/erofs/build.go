@@ -24,7 +24,7 @@ import (
 // an error f holds nothing of worth. Memory grows with the number of names,
 // about 100 bytes each besides their attributes.
 func Build(ctx context.Context, f *os.File, chain []string, o Options) (Info, error) {
-	if o.Layout != DataOnly && o.Layout != SamePath {
+	if o.Layout != DataOnly && o.Layout != Opaque {
 		return Info{}, fmt.Errorf("build EROFS image: unknown layout %s", o.Layout)
 	}
 	c, err := newCollector(o.Layout)

@@ -153,13 +153,13 @@ func TestUnfit(t *testing.T) {
 		assert.Contains(t, err.Error(), what)
 	}
 	big := entry("f", unix.S_IFREG, func(e *idshift.Entry) { e.Stat.Size = 1<<63 - 1 })
-	_, err := collect(t, SamePath, self, []idshift.Entry{big})
+	_, err := collect(t, Opaque, self, []idshift.Entry{big})
 	require.NoError(t, err, "without a redirect there are no chunks")
 	_, err = Build(t.Context(), newFile(t, t.TempDir()), []string{t.TempDir()}, Options{Layout: 7})
 	require.ErrorContains(t, err, "Layout(7)")
 	root := self
 	root.Xattrs = []idshift.Xattr{{Name: "btrfs.compression"}}
-	_, err = collect(t, SamePath, root, nil)
+	_, err = collect(t, Opaque, root, nil)
 	var unfit *UnfitError
 	require.ErrorAs(t, err, &unfit)
 	assert.Equal(t, ".", unfit.Path)
@@ -246,7 +246,7 @@ func TestBuildCannotWrite(t *testing.T) {
 		e.Stat.Mode, e.Stat.Nlink = unix.S_IFREG, 1
 		entries = append(entries, e)
 	}
-	c, err := collect(t, SamePath, self, entries)
+	c, err := collect(t, Opaque, self, entries)
 	require.NoError(t, err)
 	p, err := c.place(t.Context())
 	require.NoError(t, err)

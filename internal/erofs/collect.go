@@ -147,7 +147,7 @@ type filler struct {
 	// The entry that was looked up last, as most have what their neighbour
 	// has, the set of its attributes, and how many more inodes have it.
 	last *idshift.Entry
-	mark bool // as an argument of xattrTable.add
+	mark mark
 	set  uint32
 	uses int
 }
@@ -232,7 +232,7 @@ func (f *filler) inode(n *node, e *idshift.Entry) error {
 		}
 		n.size = int64(number)
 	}
-	mark := n.dataless()
+	mark := f.markOf(n, e)
 	if len(e.Xattrs) > 0 && f.last != nil && f.mark == mark && sameXattrs(f.last.Xattrs, e.Xattrs) {
 		n.set = f.set
 		return nil
@@ -248,9 +248,21 @@ func (f *filler) inode(n *node, e *idshift.Entry) error {
 	return nil
 }
 
+// markOf is what overlay is to know of an inode.
+func (f *filler) markOf(n *node, e *idshift.Entry) mark {
+	switch {
+	case n.dataless():
+		return markMetacopy
+	case f.layout == Opaque && n.is(typeDir) && e.Name != "":
+		return markOpaque
+	default:
+		return markNone
+	}
+}
+
 // count counts an inode that has the attributes of the last look-up.
 func (f *filler) count(n *node) {
-	if n.set > setMetacopy {
+	if n.set >= uint32(marks) {
 		f.uses++
 	}
 }

@@ -16,7 +16,7 @@
 // # What an image looks like
 //
 // The format is that of fs/erofs/erofs_fs.h, blocks of 4 KiB, with nothing
-// that Linux 5.4 does not know in the layout SamePath. Each inode has the
+// that Linux 5.4 does not know in the layout Opaque. Each inode has the
 // extended form, which alone has 32-bit owners and times of its own. A
 // directory's inode is followed by those of its files, then come its
 // subdirectories in the same way, so that what is looked at together lies
@@ -34,7 +34,7 @@
 // # When not to use it
 //
 //   - An image is for reading metadata through overlay: the data of its files
-//     is a hole, or in the layout SamePath an arbitrary part of the image.
+//     is a hole, or in the layout Opaque an arbitrary part of the image.
 //   - What EROFS or overlay cannot represent is an *UnfitError. There is no
 //     way around it but another engine.
 package erofs
@@ -44,20 +44,21 @@ import (
 	"fmt"
 )
 
-// Layout says how overlay finds the data of the regular files of an image.
+// Layout says how overlay finds the data of the regular files of an image. In
+// each of them a file with data has a redirect to its path in the layers.
 type Layout int
 
 const (
-	// DataOnly is for an image above data-only lowers (Linux 6.5): each
-	// regular file has a redirect to its path in the layers. Files are holes
-	// in chunks (Linux 5.15), and inodes have filters of attribute names
-	// (used since Linux 6.6).
+	// DataOnly is for an image above data-only lowers (Linux 6.5). Files are
+	// holes in chunks (Linux 5.15), and inodes have filters of attribute names
+	// (used since Linux 6.6). A redirect has at most 4095 bytes
+	// (vfs_path_lookup in fs/namei.c); a longer path is an *UnfitError.
 	DataOnly Layout = iota
-	// SamePath is for an image above ordinary lowers, mounted with option
-	// metacopy=on: overlay finds the data of a file without a redirect at the
-	// same path in the lowers below. It works with every kernel that has
-	// EROFS and metacopy.
-	SamePath
+	// Opaque is for an image above ordinary lowers, mounted with the options
+	// metacopy=on and redirect_dir=on. Folders are opaque, all but the root,
+	// for which overlay has no such thing: a folder is read from the image
+	// alone. It works with every kernel that has EROFS and metacopy.
+	Opaque
 )
 
 // String is the layout's name in messages.
@@ -65,11 +66,19 @@ func (l Layout) String() string {
 	switch l {
 	case DataOnly:
 		return "data-only"
-	case SamePath:
-		return "same-path"
+	case Opaque:
+		return "opaque"
 	default:
 		return fmt.Sprintf("Layout(%d)", int(l))
 	}
+}
+
+// redirectMax is the length of the longest redirect.
+func (l Layout) redirectMax() int {
+	if l == DataOnly {
+		return redirectDataMax
+	}
+	return xattrValueMax
 }
 
 // Options are the settings of Build. The zero value is usable.
@@ -103,6 +112,9 @@ type Info struct {
 type UnfitError struct {
 	Path   string // relative to the root of the chain
 	Reason string
+	// LongPath tells that the path is longer than a redirect can be, which is
+	// different in each layout.
+	LongPath bool
 }
 
 // Error implements error.

@@ -75,9 +75,7 @@ func (e *emitter) emit(ctx context.Context) error {
 // directory writes the inode of a directory and those of its names that have
 // their place here.
 func (e *emitter) directory(d *dir) {
-	if e.layout == DataOnly {
-		e.path = append(d.appendPath(e.path[:0]), '/')
-	}
+	e.path = append(d.appendPath(e.path[:0]), '/')
 	e.inode(d, d.self, 2+uint32(len(d.subs)))
 	e.dirents(d)
 	for i := range d.nodes {
@@ -125,7 +123,7 @@ func (e *emitter) inode(d *dir, n *node, nlink uint32) {
 	at := int64(n.nid) * slotSize
 	e.main.zeros(at)
 	s := &e.xattrs.sets[n.set]
-	redirect := e.layout == DataOnly && n.dataless()
+	redirect := n.dataless()
 	length := 0
 	if redirect {
 		length = len(e.path) + int(n.name)
@@ -143,10 +141,10 @@ func (e *emitter) inode(d *dir, n *node, nlink uint32) {
 		form, union = flatInline, e.block(n)
 	case n.is(typeDir), n.is(typeLink):
 		union = e.block(n)
-	case redirect:
+	case redirect && e.layout == DataOnly:
 		form = chunkBased
 		_, union = chunks(n.size)
-	case !n.dataless():
+	case !redirect:
 		size, union = 0, uint32(n.size)
 	}
 	var b [inodeSize]byte
@@ -182,7 +180,7 @@ func (e *emitter) block(n *node) uint32 {
 // body writes the attributes of an inode.
 func (e *emitter) body(d *dir, n *node, s *set, redirect bool) {
 	filter := s.filter
-	if redirect {
+	if redirect && e.layout == DataOnly {
 		filter &^= filterBit(indexTrusted, redirectName)
 	}
 	b := le.AppendUint32(e.main.buf, filter)

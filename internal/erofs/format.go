@@ -83,6 +83,8 @@ const (
 	nameMax    = 255
 	targetMax  = unix.PathMax - 1
 
+	redirectDataMax = unix.PathMax - 1
+
 	chunkEntrySize = 4
 	chunkHole      = 1<<32 - 1
 	chunkBitsMax   = 31 // above the size of a block

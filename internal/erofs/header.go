@@ -11,7 +11,7 @@ import (
 )
 
 // formatVersion is raised when an image of today would be read wrongly.
-const formatVersion = 1
+const formatVersion = 2
 
 // The header, at the beginning of the image: the magic, then 32-bit version
 // and flags, 64-bit size of the file system, number of inodes and length of
@@ -29,10 +29,10 @@ const (
 	headerSum     = 76
 	headerSize    = 80
 
-	flagACL      = 1
-	flagPatched  = 2
-	flagSamePath = 4
-	flagsKnown   = flagACL | flagPatched | flagSamePath
+	flagACL     = 1
+	flagPatched = 2
+	flagOpaque  = 4
+	flagsKnown  = flagACL | flagPatched | flagOpaque
 )
 
 // Bounds of what a header may claim, so that nothing large is allocated for a
@@ -83,8 +83,8 @@ func (h *header) put(b []byte) {
 	if h.patched {
 		flags |= flagPatched
 	}
-	if h.layout == SamePath {
-		flags |= flagSamePath
+	if h.layout == Opaque {
+		flags |= flagOpaque
 	}
 	le.PutUint32(b[headerFlags:], flags)
 	le.PutUint64(b[headerImage:], uint64(h.size))
@@ -142,8 +142,8 @@ func readHeader(r io.ReaderAt, length int64) (*header, error) {
 		size: int64(le.Uint64(b[headerImage:])), inodes: int64(le.Uint64(b[headerInodes:])),
 		table: int64(le.Uint64(b[headerTable:])), tableSum: le.Uint32(b[headerTabSum:]),
 	}
-	if flags&flagSamePath != 0 {
-		h.layout = SamePath
+	if flags&flagOpaque != 0 {
+		h.layout = Opaque
 	}
 	copy(h.digest[:], b[headerDigest:])
 	switch {

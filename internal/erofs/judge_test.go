@@ -201,8 +201,8 @@ func (v view) shifted(t require.TestingT, shift *idshift.Shift) view {
 	return out
 }
 
-// checkView compares two views. Of the one of an image it takes the marks of
-// files without data, which must be right.
+// checkView compares two views. Of the one of an image it takes overlay's
+// marks, which must be right.
 func checkView(t require.TestingT, want, got view, layout Layout, who string) {
 	require.Equal(t, slices.Sorted(maps.Keys(want)), slices.Sorted(maps.Keys(got)), "paths that %s sees", who)
 	for p, g := range got {
@@ -210,8 +210,12 @@ func checkView(t require.TestingT, want, got view, layout Layout, who string) {
 		mark, marked := g.Xattrs["trusted."+metacopyName]
 		redirect, redirected := g.Xattrs["trusted."+redirectName]
 		dataless := w.is(unix.S_IFREG) && w.Size > 0
-		if dataless != marked || mark != "" || redirected != (dataless && layout == DataOnly) {
+		if dataless != marked || mark != "" || redirected != dataless {
 			require.Fail(t, "marks", "%.200q: metacopy %t %q, redirect %t", p, marked, mark, redirected)
+		}
+		opaque := g.Xattrs["trusted."+opaqueName]
+		if (opaque == "y") != (layout == Opaque && w.is(unix.S_IFDIR) && p != ".") {
+			require.Fail(t, "marks", "%.200q: opaque %q", p, opaque)
 		}
 		if redirected {
 			to := want[strings.TrimPrefix(redirect, "/")]
@@ -221,10 +225,11 @@ func checkView(t require.TestingT, want, got view, layout Layout, who string) {
 			}
 		}
 		h := *g
-		if marked {
+		if marked || opaque != "" {
 			h.Xattrs = maps.Clone(g.Xattrs)
 			delete(h.Xattrs, "trusted."+metacopyName)
 			delete(h.Xattrs, "trusted."+redirectName)
+			delete(h.Xattrs, "trusted."+opaqueName)
 		}
 		if !w.equal(&h) { // much faster than to let require compare
 			w.ino, h.ino = 0, 0

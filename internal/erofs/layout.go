@@ -104,13 +104,15 @@ func (p *plan) inode(d *dir, n *node, length int) error {
 	s := &p.xattrs.sets[n.set]
 	body, tail := s.body, int64(0)
 	switch {
-	case p.layout == DataOnly && n.dataless():
-		if length > targetMax {
-			return &UnfitError{Path: d.nodeRel(n), Reason: fmt.Sprintf("its path has %d bytes, more than a redirect can have", length)}
+	case n.dataless():
+		if length > p.layout.redirectMax() {
+			return &UnfitError{Path: d.nodeRel(n), Reason: fmt.Sprintf("its path has %d bytes, more than a redirect can have", length), LongPath: true}
 		}
 		body += entrySize(len(redirectName), length)
-		count, _ := chunks(n.size)
-		tail = count * chunkEntrySize
+		if p.layout == DataOnly {
+			count, _ := chunks(n.size)
+			tail = count * chunkEntrySize
+		}
 	case n.is(typeDir), n.is(typeLink):
 		tail = n.size % blockSize
 	}

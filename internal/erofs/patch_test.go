@@ -117,8 +117,9 @@ func smallNode(t testing.TB, c *collector, path string, n *node) {
 		}
 	}
 	if len(x) > 0 {
+		f := filler{collector: c}
 		var err error
-		n.set, err = c.xattrs.add(x, n.dataless())
+		n.set, err = c.xattrs.add(x, f.markOf(n, &idshift.Entry{Name: path}))
 		require.NoError(t, err)
 		c.xattrs.use(n.set, 1)
 	}
@@ -187,8 +188,8 @@ func reseal(b []byte) {
 	h := header{
 		layout: DataOnly, acl: b[headerFlags]&flagACL != 0, size: size, inodes: int64(le.Uint64(b[headerInodes:])),
 	}
-	if b[headerFlags]&flagSamePath != 0 {
-		h.layout = SamePath
+	if b[headerFlags]&flagOpaque != 0 {
+		h.layout = Opaque
 	}
 	sums := make([]uint32, size/blockSize)
 	sumBlocks(sums, 0, b[:size])
@@ -205,7 +206,7 @@ func reseal(b []byte) {
 // TestPatchDamaged checks that no changed byte and no missing end goes
 // unnoticed.
 func TestPatchDamaged(t *testing.T) {
-	template := smallTree(t, SamePath)
+	template := smallTree(t, Opaque)
 	s := newShift(t, "0:100000:65536", idshift.Overflow)
 	_, err := patchBytes(t, slices.Concat(template, []byte{0}), s)
 	require.ErrorIs(t, err, ErrDamaged)
@@ -264,7 +265,7 @@ func TestTableFits(t *testing.T) {
 		entries = append(entries, e)
 	}
 	for _, n := range []int{0, 1, 30, 3000} {
-		b := flat(t, SamePath, self, entries[:n])
+		b := flat(t, Opaque, self, entries[:n])
 		_, err := readHeader(bytes.NewReader(b), int64(len(b)))
 		require.NoError(t, err)
 	}
@@ -305,7 +306,7 @@ func TestRefusedBounded(t *testing.T) {
 		e.Stat.Mode = typeDir
 		entries = append(entries, e)
 	}
-	b := flat(t, SamePath, self, entries)
+	b := flat(t, Opaque, self, entries)
 	root := b[int(le.Uint16(b[superOffset+superRoot:]))*slotSize:]
 	size, block := le.Uint64(root[inodeBytes:]), le.Uint32(root[inodeUnion:])
 	h, err := readHeader(bytes.NewReader(b), int64(len(b)))
@@ -367,12 +368,12 @@ func TestTemplateInfo(t *testing.T) {
 	f := newFile(t, t.TempDir())
 	_, err := TemplateInfo(f)
 	require.ErrorIs(t, err, ErrDamaged)
-	template := smallTree(t, SamePath)
+	template := smallTree(t, Opaque)
 	_, err = f.Write(template)
 	require.NoError(t, err)
 	info, err := TemplateInfo(f)
 	require.NoError(t, err)
-	assert.Equal(t, Info{Layout: SamePath, ACL: true, Inodes: 9, Size: info.Size, UUID: info.UUID}, info)
+	assert.Equal(t, Info{Layout: Opaque, ACL: true, Inodes: 9, Size: info.Size, UUID: info.UUID}, info)
 	assert.Equal(t, template[superOffset+superUUID:][:16], info.UUID[:])
 	require.NoError(t, f.Truncate(info.Size))
 	_, err = TemplateInfo(f)
@@ -414,7 +415,7 @@ func FuzzTemplateInfo(f *testing.F) {
 // writes can be told from a template. The input is what is changed of a
 // template, three bytes each: where, as 16 bits, and to what.
 func FuzzPatch(f *testing.F) {
-	templates := map[bool][]byte{false: smallTree(f, DataOnly), true: smallTree(f, SamePath)}
+	templates := map[bool][]byte{false: smallTree(f, DataOnly), true: smallTree(f, Opaque)}
 	for _, same := range []bool{false, true} {
 		b := templates[same]
 		require.Less(f, len(b), 1<<16)

@@ -20,7 +20,7 @@ import (
 )
 
 // both are the layouts.
-var both = []Layout{DataOnly, SamePath}
+var both = []Layout{DataOnly, Opaque}
 
 // build makes the image name of a chain.
 func build(t require.TestingT, name string, chain []string, o Options) Info {
@@ -349,8 +349,8 @@ func TestLongPath(t *testing.T) {
 	assert.Equal(t, p+"f", unfit.Path)
 	assert.ErrorContains(t, err, "redirect")
 	image := filepath.Join(place, "long")
-	build(t, image, chain, Options{Layout: SamePath})
-	checkView(t, merged(t, place, chain), kernelView(t, image), SamePath, "the kernel")
+	build(t, image, chain, Options{Layout: Opaque})
+	checkView(t, merged(t, place, chain), kernelView(t, image), Opaque, "the kernel")
 	// With a shorter name elsewhere the redirect leads there.
 	fstree.Apply(t, chain[0], fstree.Link("short", p+"f"))
 	image = filepath.Join(place, "linked")

@@ -15,6 +15,7 @@ import (
 const (
 	metacopyName   = "overlay.metacopy"
 	redirectName   = "overlay.redirect"
+	opaqueName     = "overlay.opaque"
 	capabilityName = "capability"
 	// droppedName takes the place of a capability that is void under a
 	// mapping: as long, and hidden by overlay as one of its own.
@@ -96,10 +97,15 @@ type set struct {
 	listed bool // its shared attributes are in the plan
 }
 
-// Numbers of the sets that most inodes have.
+// mark is what overlay is told of an inode besides its redirect: the number of
+// the set that has nothing else.
+type mark uint32
+
 const (
-	setNone = iota
-	setMetacopy
+	markNone     mark = iota
+	markMetacopy      // of a file: its data is elsewhere
+	markOpaque        // of a folder: it has nothing of the lowers below
+	marks             // their number
 )
 
 // xattrTable holds each attribute and each set of attributes once. Its methods
@@ -127,28 +133,26 @@ func newXattrTable() (*xattrTable, error) {
 		return nil, err
 	}
 	t := &xattrTable{identity: identity, attrs: map[string]*attr{}, known: map[string]uint32{}}
-	metacopy := t.attr(indexTrusted, metacopyName, nil)
-	metacopy.uses = 2 // not counted: always shared
-	t.sets = []set{setNone: {}, setMetacopy: {attrs: []*attr{metacopy}}}
+	t.sets = make([]set, marks)
+	for m, a := range map[mark]*attr{
+		markMetacopy: t.attr(indexTrusted, metacopyName, nil),
+		markOpaque:   t.attr(indexTrusted, opaqueName, []byte("y")),
+	} {
+		a.uses = 2 // not counted: always shared
+		t.sets[m].attrs = []*attr{a}
+	}
 	return t, nil
 }
 
-// add returns the number of the set of an inode's attributes, with overlay's
-// mark of a file without data if metacopy is set. An *UnfitError is without a
-// path.
-func (t *xattrTable) add(xattrs []idshift.Xattr, metacopy bool) (uint32, error) {
+// add returns the number of the set of an inode's attributes with a mark. An
+// *UnfitError is without a path.
+func (t *xattrTable) add(xattrs []idshift.Xattr, m mark) (uint32, error) {
 	if len(xattrs) == 0 {
-		if metacopy {
-			return setMetacopy, nil
-		}
-		return setNone, nil
+		return uint32(m), nil
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.list = t.list[:0]
-	if metacopy {
-		t.list = append(t.list, t.sets[setMetacopy].attrs...)
-	}
+	t.list = append(t.list[:0], t.sets[m].attrs...)
 	for _, x := range xattrs {
 		value, keep, err := t.identity.Xattr(x.Name, x.Value)
 		if err != nil {
@@ -203,7 +207,7 @@ func (t *xattrTable) set() uint32 {
 		t.key = le.AppendUint32(t.key, a.number)
 	}
 	if len(t.list) == 0 {
-		return setNone
+		return uint32(markNone)
 	}
 	if n, ok := t.known[string(t.key)]; ok {
 		return n

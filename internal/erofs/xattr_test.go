@@ -66,12 +66,12 @@ func TestSets(t *testing.T) {
 	x := newTable(t)
 	label := idshift.Xattr{Name: "security.selinux", Value: []byte("system_u:object_r:x:s0\x00")}
 	other := idshift.Xattr{Name: "user.o", Value: []byte("v")}
-	one, err := x.add([]idshift.Xattr{label, other}, false)
+	one, err := x.add([]idshift.Xattr{label, other}, markNone)
 	require.NoError(t, err)
-	two, err := x.add([]idshift.Xattr{other, label}, false)
+	two, err := x.add([]idshift.Xattr{other, label}, markNone)
 	require.NoError(t, err)
 	assert.Equal(t, one, two)
-	only, err := x.add([]idshift.Xattr{label}, true)
+	only, err := x.add([]idshift.Xattr{label}, markMetacopy)
 	require.NoError(t, err)
 	assert.NotEqual(t, one, only)
 	x.use(one, 1)
@@ -84,15 +84,15 @@ func TestSets(t *testing.T) {
 	assert.Equal(t, 2, x.sets[only].shared, "the label and overlay's mark")
 	assert.False(t, x.acl)
 
-	none, err := x.add(nil, false)
+	none, err := x.add(nil, markNone)
 	require.NoError(t, err)
-	assert.EqualValues(t, setNone, none)
-	mark, err := x.add(nil, true)
+	assert.EqualValues(t, markNone, none)
+	mark, err := x.add(nil, markOpaque)
 	require.NoError(t, err)
-	assert.EqualValues(t, setMetacopy, mark)
-	dropped, err := x.add([]idshift.Xattr{{Name: "trusted.overlay.opaque", Value: []byte("y")}, {Name: "trusted.SGI_ACL_FILE", Value: []byte("x")}}, false)
+	assert.EqualValues(t, markOpaque, mark)
+	dropped, err := x.add([]idshift.Xattr{{Name: "trusted.overlay.opaque", Value: []byte("y")}, {Name: "trusted.SGI_ACL_FILE", Value: []byte("x")}}, markNone)
 	require.NoError(t, err)
-	assert.EqualValues(t, setNone, dropped)
+	assert.EqualValues(t, markNone, dropped)
 }
 
 // TestMoreThan255Shared checks that the rest is written inline, as one byte
@@ -103,10 +103,10 @@ func TestMoreThan255Shared(t *testing.T) {
 	for i := range 300 {
 		list = append(list, idshift.Xattr{Name: fmt.Sprintf("user.%03d", i), Value: []byte("v")})
 	}
-	n, err := x.add(list, false)
+	n, err := x.add(list, markNone)
 	require.NoError(t, err)
 	x.use(n, 2)
-	x.freeze(SamePath)
+	x.freeze(Opaque)
 	s := &x.sets[n]
 	assert.Equal(t, xattrSharedMax, s.shared)
 	assert.Equal(t, xattrHeaderSize+xattrSharedMax*xattrShared+45*entrySize(3, 1), s.body)
@@ -124,7 +124,7 @@ func TestFilter(t *testing.T) {
 				list = append(list, idshift.Xattr{Name: n})
 			}
 		}
-		n, err := x.add(list, false)
+		n, err := x.add(list, markNone)
 		require.NoError(t, err)
 		x.use(n, rapid.IntRange(1, 2).Draw(t, "uses"))
 		x.freeze(DataOnly)
@@ -145,7 +145,7 @@ func TestCapabilityHasRoom(t *testing.T) {
 	for in, want := range map[string]string{
 		fstree.CapV2(): fstree.CapV3(0), fstree.CapV3(0): fstree.CapV3(0), fstree.CapV3(1000): fstree.CapV3(1000),
 	} {
-		n, err := x.add([]idshift.Xattr{{Name: idshift.Capability, Value: []byte(in)}}, false)
+		n, err := x.add([]idshift.Xattr{{Name: idshift.Capability, Value: []byte(in)}}, markNone)
 		require.NoError(t, err)
 		assert.Equal(t, want, x.sets[n].attrs[0].value)
 		assert.True(t, x.sets[n].attrs[0].holdsIDs())
@@ -162,10 +162,10 @@ func TestUnfitAttributes(t *testing.T) {
 		{Name: "user.big", Value: make([]byte, xattrValueMax+1)},
 		{Name: "user." + strings.Repeat("n", xattrNameMax+1)},
 	} {
-		_, err := x.add([]idshift.Xattr{a}, false)
+		_, err := x.add([]idshift.Xattr{a}, markNone)
 		var unfit *UnfitError
 		assert.ErrorAs(t, err, &unfit, a.Name)
 	}
-	_, err := x.add([]idshift.Xattr{{Name: idshift.ACLAccess, Value: []byte("x")}}, false)
+	_, err := x.add([]idshift.Xattr{{Name: idshift.ACLAccess, Value: []byte("x")}}, markNone)
 	assert.ErrorIs(t, err, idshift.ErrBadACL)
 }

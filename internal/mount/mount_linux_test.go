@@ -72,7 +72,7 @@ func loops(t *testing.T, file string) (n int) {
 // TestErofs mounts an image in every way, and checks that nothing is left.
 func TestErofs(t *testing.T) {
 	testutil.RequireRoot(t)
-	p := newPlace(t, erofs.SamePath)
+	p := newPlace(t, erofs.Opaque)
 	for name, via := range map[string]ErofsVia{"auto": Auto, "file": File, "loop": Loop} {
 		t.Run(name, func(t *testing.T) {
 			files := testutil.OpenFiles(t)
@@ -108,7 +108,7 @@ func TestErofs(t *testing.T) {
 // TestErofsFarAway mounts an image with a path longer than fsconfig(2) takes.
 func TestErofsFarAway(t *testing.T) {
 	testutil.RequireRoot(t)
-	p := newPlace(t, erofs.SamePath)
+	p := newPlace(t, erofs.Opaque)
 	dir := p.dir
 	for range 3 {
 		dir = filepath.Join(dir, strings.Repeat("long", 50))
@@ -142,7 +142,7 @@ func TestErofsErrors(t *testing.T) {
 // TestIdmap maps the IDs of an image.
 func TestIdmap(t *testing.T) {
 	testutil.RequireRoot(t)
-	p := newPlace(t, erofs.SamePath)
+	p := newPlace(t, erofs.Opaque)
 	m, err := idshift.ParseMapping("0:100000:65536", "0:200000:65536")
 	require.NoError(t, err)
 	tree, err := Erofs(p.image, Auto)
@@ -166,7 +166,7 @@ func TestOverlay(t *testing.T) {
 		writable, attach bool
 		folder           string
 	}{
-		"same path":           {layout: erofs.SamePath},
+		"ordinary lowers":     {layout: erofs.Opaque},
 		"data only":           {layout: erofs.DataOnly},
 		"data only, writable": {layout: erofs.DataOnly, writable: true, attach: true},
 		"odd names":           {layout: erofs.DataOnly, writable: true, folder: `a:b,c\d e`},

@@ -30,10 +30,10 @@ func (r *Report) probeErofs(dir string, userns int) {
 	if err := p.prepare(); err != nil {
 		r.Erofs = result(err)
 	} else {
-		r.ErofsFile = result(p.samePath(mount.File))
+		r.ErofsFile = result(p.ordinary(mount.File))
 		r.Erofs = r.ErofsFile
 		if !r.ErofsFile.OK() {
-			r.Erofs = result(p.samePath(mount.Loop))
+			r.Erofs = result(p.ordinary(mount.Loop))
 		}
 	}
 	if !r.Erofs.OK() {
@@ -67,7 +67,7 @@ func (p erofsProbe) prepare() error {
 	// cap_chown=ep, version 2 (capabilities(7)); not every file system keeps it.
 	capability := "\x01\x00\x00\x02\x01\x00\x00\x00" + strings.Repeat("\x00", 12)
 	_ = unix.Lsetxattr(filepath.Join(p.data, aclName), idshift.Capability, []byte(capability), 0)
-	for name, layout := range map[string]erofs.Layout{"same-path": erofs.SamePath, "data-only": erofs.DataOnly} {
+	for name, layout := range map[string]erofs.Layout{"opaque": erofs.Opaque, "data-only": erofs.DataOnly} {
 		f, err := os.OpenFile(filepath.Join(p.dir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
 			return err
@@ -80,10 +80,10 @@ func (p erofsProbe) prepare() error {
 	return nil
 }
 
-// samePath puts an image above the layer as an ordinary lower, the way of
+// ordinary puts an image above the layer as an ordinary lower, the way of
 // kernels without data-only lowers.
-func (p erofsProbe) samePath(via mount.ErofsVia) (err error) {
-	t, err := mount.Erofs(filepath.Join(p.dir, "same-path"), via)
+func (p erofsProbe) ordinary(via mount.ErofsVia) (err error) {
+	t, err := mount.Erofs(filepath.Join(p.dir, "opaque"), via)
 	if err != nil {
 		return err
 	}
@@ -133,7 +133,7 @@ func (p erofsProbe) dataOnly(via mount.ErofsVia) error {
 
 // idmapped maps the IDs of an image and looks at it through an overlay.
 func (p erofsProbe) idmapped(via mount.ErofsVia, userns int) (err error) {
-	t, err := mount.Erofs(filepath.Join(p.dir, "same-path"), via)
+	t, err := mount.Erofs(filepath.Join(p.dir, "opaque"), via)
 	if err != nil {
 		return err
 	}

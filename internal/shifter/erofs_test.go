@@ -60,11 +60,11 @@ func TestErofs(t *testing.T) {
 		env    engine.Env
 		kernel [2]int
 	}{
-		"best":      {engine.Env{}, [2]int{5, 19}},
-		"same-path": {engine.Env{ErofsData: "no"}, [2]int{5, 19}},
-		"loop":      {engine.Env{ErofsFile: "no"}, [2]int{5, 19}},
-		"patched":   {engine.Env{ErofsIdmap: "no"}, [2]int{5, 15}},
-		"worst":     {engine.Env{ErofsData: "no", ErofsFile: "no", ErofsIdmap: "no"}, [2]int{5, 10}},
+		"best":    {engine.Env{}, [2]int{5, 19}},
+		"opaque":  {engine.Env{ErofsData: "no"}, [2]int{5, 19}},
+		"loop":    {engine.Env{ErofsFile: "no"}, [2]int{5, 19}},
+		"patched": {engine.Env{ErofsIdmap: "no"}, [2]int{5, 15}},
+		"worst":   {engine.Env{ErofsData: "no", ErofsFile: "no", ErofsIdmap: "no"}, [2]int{5, 10}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			testutil.RequireKernel(t, c.kernel[0], c.kernel[1])

@@ -70,8 +70,7 @@ func (s *Shifter) Prepare(ctx context.Context, p Plan, user string) (Lower, erro
 	case engine.Builder:
 		l.Path, builtNow, err = s.build(ctx, e, p, user)
 	case engine.Imager:
-		l.DataOnly = e.DataOnly()
-		l.Tree, builtNow, err = s.image(ctx, e, p, user)
+		builtNow, err = s.image(ctx, e, p, user, &l)
 		if unfit, ok := errors.AsType[*engine.UnfitError](err); ok && p.Else != nil {
 			s.o.Debugf("layer %s: %v", p.Ref.Layer, unfit)
 			return s.Prepare(ctx, *p.Else, user)
@@ -121,25 +120,28 @@ func (s *Shifter) build(ctx context.Context, b engine.Builder, p Plan, user stri
 	return b.Lower(e.Path()), e.BuiltNow(), nil
 }
 
-// image gets the image that an Imager makes, and mounts it.
-func (s *Shifter) image(ctx context.Context, i engine.Imager, p Plan, user string) (tree *mount.Tree, now bool, err error) {
+// image gets the image that an Imager makes, and mounts it for l.
+func (s *Shifter) image(ctx context.Context, i engine.Imager, p Plan, user string, l *Lower) (now bool, err error) {
 	ns := -1
 	var e *cache.Entry
 	if i.Patches() {
 		e, err = s.patched(ctx, i, p, user)
 	} else if ns, err = s.o.UserNS(p.Mapping); err != nil {
-		return nil, false, fmt.Errorf("make a user namespace: %w", err)
+		return false, fmt.Errorf("make a user namespace: %w", err)
 	} else {
 		defer linux.Close(ns)
 		e, err = s.template(ctx, i, p, user)
 	}
 	if err != nil {
-		return nil, false, err
+		return false, err
 	}
-	if tree, err = i.Mount(e.Path(), ns); err != nil {
-		return nil, false, errors.Join(err, s.Release(p.Ref, user))
+	if l.DataOnly, err = i.DataOnly(e.Path()); err == nil {
+		l.Tree, err = i.Mount(e.Path(), ns)
 	}
-	return tree, e.BuiltNow(), nil
+	if err != nil {
+		return false, errors.Join(err, s.Release(p.Ref, user))
+	}
+	return e.BuiltNow(), nil
 }
 
 // template gets the image that serves all mappings.

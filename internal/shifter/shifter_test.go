@@ -56,7 +56,7 @@ func TestNew(t *testing.T) {
 		{ask: "auto", env: none, name: "copyup", reason: "idmap: no idmapped mounts; erofs: no EROFS; metacopy: no metacopy", buildsSomeThing: true},
 		{
 			ask: "erofs", env: engine.Env{ErofsFile: "x", ErofsData: "x", ErofsIdmap: "x"}, name: "erofs",
-			reason: "set in shiftoverlay.conf; note: erofs (same-path, patched, loop); " + aclNote, buildsSomeThing: true,
+			reason: "set in shiftoverlay.conf; note: erofs (opaque, patched, loop); " + aclNote, buildsSomeThing: true,
 		},
 		{ask: "metacopy", env: all, name: "metacopy", reason: "set in shiftoverlay.conf", buildsSomeThing: true},
 		{ask: "copyup", env: none, name: "copyup", reason: "set in shiftoverlay.conf", buildsSomeThing: true},

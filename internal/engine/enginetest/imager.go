@@ -21,16 +21,16 @@ import (
 )
 
 // ImagerSuite runs everything for an engine that makes images, mounted as it
-// says. unfit are the names of the cases that it must find unfit.
-func ImagerSuite(t *testing.T, i engine.Imager, fileSystem string, unfit ...string) {
+// says.
+func ImagerSuite(t *testing.T, i engine.Imager, fileSystem string) {
 	testutil.RequireRoot(t)
 	if fileSystem == "" {
 		fileSystem = "ext4"
 	}
-	a := &imager{Imager: i, trees: map[string]*mount.Tree{}, shifts: map[string]*idshift.Shift{}}
+	a := &imager{Imager: i, trees: map[string]mounted{}, shifts: map[string]*idshift.Shift{}}
 	s := &suite{b: a, o: Options{Mount: a.mount, overlay: a.overlay}, fs: testutil.LoopFS(t, fileSystem, 320<<20)}
 	a.need(t, s)
-	Suite(t, a, Options{FileSystem: fileSystem, Mount: a.mount, overlay: a.overlay, unfit: unfit, lenient: !i.Patches()})
+	Suite(t, a, Options{FileSystem: fileSystem, Mount: a.mount, overlay: a.overlay, lenient: !i.Patches()})
 	t.Run("ImageContract", func(t *testing.T) { a.contract(t, s) })
 	t.Run("ACLGap", s.aclGap)
 	t.Run("InodeNumbers", s.inodeNumbers)
@@ -49,7 +49,7 @@ func (a *imager) need(t *testing.T, s *suite) {
 	}
 	tree, err := a.Mount(a.image(dir), userns)
 	if err == nil {
-		a.trees["probe"] = tree
+		a.trees["probe"] = mounted{tree, a.image(dir)}
 		err = a.overlay(t, sub(t, s.place(t), "merged"), append([]string{"probe"}, chain...), "metacopy=on")
 		err = errors.Join(err, tree.Close())
 	}
@@ -64,8 +64,15 @@ type imager struct {
 	engine.Imager
 
 	mu     sync.Mutex
-	trees  map[string]*mount.Tree    // by where they are attached
+	trees  map[string]mounted        // by where they are attached
 	shifts map[string]*idshift.Shift // by what Build was given
+}
+
+// mounted is an image that is mounted.
+type mounted struct {
+	*mount.Tree
+
+	dir string // of the image
 }
 
 // Names in a folder that was built.
@@ -120,7 +127,7 @@ func (a *imager) mount(t *testing.T, dir string) string {
 	require.NoError(t, tree.Attach(at))
 	t.Cleanup(func() { assert.NoError(t, errors.Join(tree.Detach(), tree.Close())) })
 	a.mu.Lock()
-	a.trees[at] = tree
+	a.trees[at] = mounted{tree, a.image(dir)}
 	a.mu.Unlock()
 	return at
 }
@@ -130,13 +137,17 @@ func (a *imager) mount(t *testing.T, dir string) string {
 func (a *imager) overlay(t testing.TB, point string, lowers []string, options ...string) error {
 	t.Helper()
 	a.mu.Lock()
-	tree := a.trees[lowers[0]]
+	tree, ok := a.trees[lowers[0]]
 	a.mu.Unlock()
-	if tree == nil {
+	if !ok {
 		return testutil.Overlay(t, point, lowers, options...)
 	}
-	o := mount.Overlay{Tree: tree, Options: []string{"xino=auto"}}
-	if a.DataOnly() {
+	o := mount.Overlay{Tree: tree.Tree, Options: []string{"xino=auto"}}
+	dataOnly, err := a.DataOnly(tree.dir)
+	if err != nil {
+		return err
+	}
+	if dataOnly {
 		o.Data = lowers[1:]
 	} else {
 		o.Below = lowers[1:]
@@ -160,15 +171,6 @@ func (a *imager) overlay(t testing.TB, point string, lowers []string, options ..
 	}
 	t.Cleanup(func() { assert.NoError(t, unix.Unmount(point, unix.UMOUNT_NOFOLLOW)) })
 	return nil
-}
-
-// isUnfit checks that the engine says of a chain that it is not for it.
-func (s *suite) isUnfit(t *testing.T, chain []string) {
-	err := s.fails(t, t.Context(), engine.Job{Chain: chain, Shift: shift(t, mapping(t, "", ""), idshift.Overflow)})
-	var unfit *engine.UnfitError
-	require.ErrorAs(t, err, &unfit)
-	assert.Equal(t, s.b.Name(), unfit.Engine)
-	assert.NotEmpty(t, unfit.Reason)
 }
 
 // contract checks what an image is for, and that a template that is none is

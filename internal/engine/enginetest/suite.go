@@ -18,7 +18,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -43,7 +42,6 @@ type Options struct {
 	Mount func(t *testing.T, dir string) string
 
 	overlay func(t testing.TB, point string, lowers []string, options ...string) error // testutil.Overlay if nil
-	unfit   []string                                                                   // names of cases that the engine must find unfit
 	lenient bool                                                                       // the kernel maps the IDs, so that none is refused
 }
 
@@ -236,10 +234,6 @@ func (s *suite) run(t *testing.T, c Case) {
 	chain := layers(t, dir, c.Layers)
 	if c.Prepare != nil {
 		c.Prepare(t, chain)
-	}
-	if slices.Contains(s.o.unfit, c.Name) {
-		s.isUnfit(t, chain)
-		return
 	}
 	m := mapping(t, c.UIDs, c.GIDs)
 	sh := shift(t, m, idshift.Overflow)

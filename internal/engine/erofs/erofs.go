@@ -30,7 +30,8 @@ const imageName = "image.erofs"
 
 // Engine is the EROFS engine. The zero value uses the best way of everything.
 type Engine struct {
-	// Layout says where overlay finds the data.
+	// Layout says where overlay finds the data. Images with a path that is too
+	// long for erofs.DataOnly are made as erofs.Opaque.
 	Layout erofs.Layout
 	// Via says how images are mounted.
 	Via mount.ErofsVia
@@ -47,7 +48,7 @@ var (
 func New(env engine.Env) Engine {
 	e := Engine{Layout: erofs.DataOnly, Via: mount.Auto, Owners: env.ErofsIdmap != ""}
 	if env.ErofsData != "" {
-		e.Layout = erofs.SamePath
+		e.Layout = erofs.Opaque
 	}
 	if env.ErofsFile != "" {
 		e.Via = mount.Loop
@@ -67,15 +68,10 @@ func (Engine) Check(env engine.Env) error {
 }
 
 // Format implements engine.Imager.
-func (Engine) Format() int { return 1 }
+func (Engine) Format() int { return 2 }
 
 // Variant implements engine.Imager.
-func (e Engine) Variant() string {
-	if e.Layout == erofs.SamePath {
-		return "same-path"
-	}
-	return "data-only"
-}
+func (e Engine) Variant() string { return e.Layout.String() }
 
 // String names the ways that are used, for debug messages.
 func (e Engine) String() string {
@@ -97,7 +93,16 @@ func (e Engine) Note() string {
 // Template implements engine.Imager.
 func (e Engine) Template(ctx context.Context, dir string, job engine.Job) error {
 	return create(dir, func(f *os.File) error {
-		_, err := erofs.Build(ctx, f, job.Chain, erofs.Options{Layout: e.Layout, Workers: job.Workers})
+		o := erofs.Options{Layout: e.Layout, Workers: job.Workers}
+		_, err := erofs.Build(ctx, f, job.Chain, o)
+		unfit, ok := errors.AsType[*erofs.UnfitError](err)
+		if ok && unfit.LongPath && o.Layout == erofs.DataOnly {
+			if err := f.Truncate(0); err != nil {
+				return fmt.Errorf("make EROFS image: %w", err)
+			}
+			o.Layout = erofs.Opaque
+			_, err = erofs.Build(ctx, f, job.Chain, o)
+		}
 		if unfit, ok := errors.AsType[*erofs.UnfitError](err); ok {
 			return &engine.UnfitError{Engine: Name, Reason: unfit.Error()}
 		}
@@ -117,12 +122,7 @@ func create(dir string, fill func(f *os.File) error) error {
 
 // Unfit implements engine.Imager.
 func (Engine) Unfit(dir string) (string, error) {
-	f, err := os.Open(filepath.Join(dir, imageName))
-	if err != nil {
-		return "", fmt.Errorf("open EROFS image: %w", err)
-	}
-	defer f.Close()
-	info, err := erofs.TemplateInfo(f)
+	info, err := imageInfo(dir)
 	if err != nil {
 		return "", err
 	}
@@ -159,5 +159,18 @@ func (e Engine) Mount(dir string, userns int) (*mount.Tree, error) {
 	return t, nil
 }
 
-// DataOnly implements engine.Imager.
-func (e Engine) DataOnly() bool { return e.Layout == erofs.DataOnly }
+// DataOnly implements engine.Imager. An image with a path that is too long for
+// a data-only lower is above ordinary ones, whatever e.Layout says.
+func (Engine) DataOnly(dir string) (bool, error) {
+	info, err := imageInfo(dir)
+	return info.Layout == erofs.DataOnly, err
+}
+
+func imageInfo(dir string) (erofs.Info, error) {
+	f, err := os.Open(filepath.Join(dir, imageName))
+	if err != nil {
+		return erofs.Info{}, fmt.Errorf("open EROFS image: %w", err)
+	}
+	defer f.Close()
+	return erofs.TemplateInfo(f)
+}

@@ -20,59 +20,54 @@ import (
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
 
-// longRedirect is the case whose paths no redirect can hold.
-const longRedirect = "PathBeyond4096"
-
 // TestConformanceDataOnly runs the suite of all engines with data-only lowers,
 // images mounted from their file, and an image for each mapping.
 func TestConformanceDataOnly(t *testing.T) {
-	enginetest.ImagerSuite(t, engineerofs.Engine{Layout: erofs.DataOnly, Via: mount.File, Owners: true}, "", longRedirect)
+	enginetest.ImagerSuite(t, engineerofs.Engine{Layout: erofs.DataOnly, Via: mount.File, Owners: true}, "")
 }
 
 // TestConformanceDataOnlyIdmapped runs it with one image for all mappings.
 func TestConformanceDataOnlyIdmapped(t *testing.T) {
-	enginetest.ImagerSuite(t, engineerofs.Engine{Layout: erofs.DataOnly, Via: mount.File}, "", longRedirect)
+	enginetest.ImagerSuite(t, engineerofs.Engine{Layout: erofs.DataOnly, Via: mount.File}, "")
 }
 
-// TestConformanceSamePath runs it as old kernels need it: ordinary lowers, loop
+// TestConformanceOpaque runs it as old kernels need it: ordinary lowers, loop
 // devices, and an image for each mapping.
-func TestConformanceSamePath(t *testing.T) {
-	enginetest.ImagerSuite(t, engineerofs.Engine{Layout: erofs.SamePath, Via: mount.Loop, Owners: true}, "")
+func TestConformanceOpaque(t *testing.T) {
+	enginetest.ImagerSuite(t, engineerofs.Engine{Layout: erofs.Opaque, Via: mount.Loop, Owners: true}, "")
 }
 
-// TestConformanceSamePathIdmapped runs it with one image for all mappings.
-func TestConformanceSamePathIdmapped(t *testing.T) {
-	enginetest.ImagerSuite(t, engineerofs.Engine{Layout: erofs.SamePath, Via: mount.Loop}, "")
+// TestConformanceOpaqueIdmapped runs it with one image for all mappings.
+func TestConformanceOpaqueIdmapped(t *testing.T) {
+	enginetest.ImagerSuite(t, engineerofs.Engine{Layout: erofs.Opaque, Via: mount.Loop}, "")
 }
 
 // TestConformanceXFS runs it where readdir, attributes and links are another
 // file system's.
 func TestConformanceXFS(t *testing.T) {
-	enginetest.ImagerSuite(t, engineerofs.Engine{Layout: erofs.DataOnly, Via: mount.File, Owners: true}, "xfs", longRedirect)
+	enginetest.ImagerSuite(t, engineerofs.Engine{Layout: erofs.DataOnly, Via: mount.File, Owners: true}, "xfs")
 }
 
 // TestNew checks that the best way is taken that works.
 func TestNew(t *testing.T) {
 	for name, c := range map[string]struct {
-		env      engine.Env
-		want     engineerofs.Engine
-		variant  string
-		text     string
-		patches  bool
-		dataOnly bool
+		env     engine.Env
+		want    engineerofs.Engine
+		variant string
+		text    string
+		patches bool
 	}{
-		"all works":  {engine.Env{}, engineerofs.Engine{}, "data-only", "erofs (data-only, idmapped, file)", false, true},
-		"no idmap":   {engine.Env{ErofsIdmap: "no"}, engineerofs.Engine{Owners: true}, "data-only", "erofs (data-only, patched, file)", true, true},
-		"no data":    {engine.Env{ErofsData: "no"}, engineerofs.Engine{Layout: erofs.SamePath}, "same-path", "erofs (same-path, idmapped, file)", false, false},
-		"no file":    {engine.Env{ErofsFile: "no"}, engineerofs.Engine{Via: mount.Loop}, "data-only", "erofs (data-only, idmapped, loop)", false, true},
-		"old kernel": {engine.Env{ErofsIdmap: "no", ErofsData: "no", ErofsFile: "no"}, engineerofs.Engine{Layout: erofs.SamePath, Via: mount.Loop, Owners: true}, "same-path", "erofs (same-path, patched, loop)", true, false},
+		"all works":  {engine.Env{}, engineerofs.Engine{}, "data-only", "erofs (data-only, idmapped, file)", false},
+		"no idmap":   {engine.Env{ErofsIdmap: "no"}, engineerofs.Engine{Owners: true}, "data-only", "erofs (data-only, patched, file)", true},
+		"no data":    {engine.Env{ErofsData: "no"}, engineerofs.Engine{Layout: erofs.Opaque}, "opaque", "erofs (opaque, idmapped, file)", false},
+		"no file":    {engine.Env{ErofsFile: "no"}, engineerofs.Engine{Via: mount.Loop}, "data-only", "erofs (data-only, idmapped, loop)", false},
+		"old kernel": {engine.Env{ErofsIdmap: "no", ErofsData: "no", ErofsFile: "no"}, engineerofs.Engine{Layout: erofs.Opaque, Via: mount.Loop, Owners: true}, "opaque", "erofs (opaque, patched, loop)", true},
 	} {
 		e := engineerofs.New(c.env)
 		assert.Equal(t, c.want, e, name)
 		assert.Equal(t, c.variant, e.Variant(), name)
 		assert.Equal(t, c.text, e.String(), name)
 		assert.Equal(t, c.patches, e.Patches(), name)
-		assert.Equal(t, c.dataOnly, e.DataOnly(), name)
 		require.NoError(t, e.Check(c.env), name)
 		assert.True(t, strings.HasPrefix(e.Note(), c.text+"; "), name)
 		assert.Contains(t, e.Note(), "ENOTSUP", name)
@@ -119,7 +114,33 @@ func TestUnfit(t *testing.T) {
 	require.ErrorIs(t, e.Template(t.Context(), dir, engine.Job{Chain: []string{layer}}), unix.EEXIST)
 }
 
+// TestLongPath checks that an image with a path that no data-only lower can have
+// is made for ordinary ones, and only that.
+func TestLongPath(t *testing.T) {
+	testutil.RequireRoot(t)
+	place := testutil.LoopFS(t, "ext4", 64<<20)
+	for name, c := range map[string]struct {
+		layout   erofs.Layout
+		parts    int
+		dataOnly bool
+	}{
+		"long":          {erofs.DataOnly, 20, false},
+		"not so long":   {erofs.DataOnly, 15, true},
+		"ordinary, too": {erofs.Opaque, 15, false},
+	} {
+		layer, dir := filepath.Join(place, name, "layer"), filepath.Join(place, name, "dir")
+		require.NoError(t, os.MkdirAll(layer, 0o755))
+		require.NoError(t, os.Mkdir(dir, 0o700))
+		fstree.Apply(t, layer, fstree.File(strings.Repeat(strings.Repeat("l", 250)+"/", c.parts)+"f", "x"))
+		e := engineerofs.Engine{Layout: c.layout}
+		require.NoError(t, e.Template(t.Context(), dir, engine.Job{Chain: []string{layer}}), name)
+		dataOnly, err := e.DataOnly(dir)
+		require.NoError(t, err, name)
+		assert.Equal(t, c.dataOnly, dataOnly, name)
+	}
+}
+
 // TestFormat checks the number that makes images of another version useless.
 func TestFormat(t *testing.T) {
-	assert.Equal(t, 1, engineerofs.Engine{}.Format())
+	assert.Equal(t, 2, engineerofs.Engine{}.Format())
 }
