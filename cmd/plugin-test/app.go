@@ -69,7 +69,7 @@ func newRootCommand(a *app) *cobra.Command {
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	cmd.AddCommand(
 		newPullCommand(a), newImagesCommand(a), newMountCommand(a), newUmountCommand(a), newRmCommand(a), newRmiCommand(a), newDiffCommand(a),
-		newRunCommand(a), newVerifyCommand(a), newBenchCommand(a), newBenchStepCommand(a), newInfoCommand(a),
+		newRunCommand(a), newVerifyCommand(a), newWorstCaseCommand(a), newBenchCommand(a), newBenchStepCommand(a), newInfoCommand(a),
 	)
 	return cmd
 }

@@ -13,9 +13,8 @@ import (
 // part is one layer's folder of a merged directory of the layers below. It is
 // held open.
 type part struct {
-	layer      int
-	fd         int
-	xwhiteouts bool
+	layer int
+	fd    int
 }
 
 // below is a merged directory of the layers below, uppermost part first. The
@@ -46,32 +45,25 @@ func openBelow(layers []string) (b below, err error) {
 			b.close()
 			return nil, fmt.Errorf("open layer: %w", err)
 		}
-		opaque, err := opaqueMark(fd)
-		b = append(b, part{layer: i, fd: fd, xwhiteouts: opaque == 'x'})
-		if err != nil {
-			b.close()
-			return nil, fmt.Errorf("open layer %s: %w", l, err)
-		}
+		b = append(b, part{layer: i, fd: fd})
 	}
 	return b, nil
 }
 
-// opaqueMark returns 'y' or 'x' for an opaque directory, otherwise 0.
-func opaqueMark(fd int) (byte, error) {
+// isOpaque tells whether a directory hides what lower layers have of it.
+func isOpaque(fd int) (bool, error) {
 	v, err := note(fd, ovl.Opaque)
-	if err == nil && (v == "y" || v == "x") {
-		return v[0], nil
-	}
-	return 0, err
+	return v == "y", err
 }
 
-// isWhiteout tells whether a name in an open directory is a whiteout.
-func isWhiteout(dirfd int, name string, st *unix.Stat_t, xwhiteouts bool) bool {
+// isWhiteout tells whether a name in an open directory is a whiteout, of
+// either form (ovl_path_is_whiteout in fs/overlayfs/util.c).
+func isWhiteout(dirfd int, name string, st *unix.Stat_t) bool {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFCHR:
 		return st.Rdev == 0
 	case unix.S_IFREG:
-		if !xwhiteouts || st.Size != 0 {
+		if st.Size != 0 {
 			return false
 		}
 		_, err := unix.Lgetxattr(procPath(dirfd, name), ovl.Whiteout, nil)
@@ -104,7 +96,7 @@ func (b below) names(db *linux.DirBuffer) ([]string, error) {
 			if err := linux.Lstatat(p.fd, name, &st); err != nil {
 				return err
 			}
-			if !isWhiteout(p.fd, name, &st, p.xwhiteouts) {
+			if !isWhiteout(p.fd, name, &st) {
 				out = append(out, name)
 			}
 			return nil

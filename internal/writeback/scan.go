@@ -48,7 +48,6 @@ type place struct {
 type level struct {
 	path  string
 	upper int   // descriptor of the upper's directory, -1 if there is none
-	xwh   bool  // the upper's directory holds whiteouts of the attribute form
 	below below // what the upper's directory is merged with
 	// old is what the layers below show at this path, the same as below
 	// unless fresh; empty if all is wanted.
@@ -77,10 +76,6 @@ func (s *scan) run() (err error) {
 		return fmt.Errorf("open upper: %w", err)
 	}
 	defer linux.Close(up)
-	opaque, err := opaqueMark(up)
-	if err != nil {
-		return fmt.Errorf("open upper: %w", err)
-	}
 	mine, err := s.read(".", place{layer: inUpper, dirfd: up, name: "."})
 	if err != nil {
 		return err
@@ -88,7 +83,7 @@ func (s *scan) run() (err error) {
 	if err := s.rootItem(mine); err != nil {
 		return err
 	}
-	l := level{path: ".", upper: up, xwh: opaque == 'x', below: s.root, fresh: s.layer.Whole, defaultACL: mine.hasDefaultACL()}
+	l := level{path: ".", upper: up, below: s.root, fresh: s.layer.Whole, defaultACL: mine.hasDefaultACL()}
 	if !l.fresh {
 		l.old = l.below
 	}
@@ -168,7 +163,7 @@ func (s *scan) changed(l level, name string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", p, err)
 	}
-	if isWhiteout(l.upper, name, &st, l.xwh) {
+	if isWhiteout(l.upper, name, &st) {
 		if old == nil || l.fresh { // what a fresh directory lost is an Emptied item's
 			return nil
 		}
@@ -199,8 +194,8 @@ func (s *scan) changedDir(l level, it *item, old *found) error {
 	if err := s.give(it); err != nil {
 		return err
 	}
-	next := level{path: it.Path, upper: fd, xwh: it.opaque == 'x', fresh: true, defaultACL: it.hasDefaultACL()}
-	if it.opaque != 'y' {
+	next := level{path: it.Path, upper: fd, fresh: true, defaultACL: it.hasDefaultACL()}
+	if !it.opaque {
 		if next.below, err = l.below.child(s.root, it.Entry.Name, it.redirect); err != nil {
 			return fmt.Errorf("%s: %w", it.Path, err)
 		}
@@ -257,7 +252,7 @@ func (s *scan) gone(now level) ([]string, error) {
 		if now.upper >= 0 {
 			err = linux.Lstatat(now.upper, name, &st)
 		}
-		shown := err == nil && !isWhiteout(now.upper, name, &st, now.xwh)
+		shown := err == nil && !isWhiteout(now.upper, name, &st)
 		if errors.Is(err, unix.ENOENT) {
 			f, err := now.below.lookup(name)
 			if err != nil {
@@ -337,7 +332,7 @@ func (s *scan) emit(it *item, st unix.Stat_t, at place) error {
 // item is an Item with what overlay says of the inode.
 type item struct {
 	Item
-	opaque   byte
+	opaque   bool
 	metacopy bool
 	redirect string
 }
@@ -412,9 +407,7 @@ func (s *scan) readXattrs(it *item, p string) error {
 		}
 		switch private {
 		case "opaque":
-			if it.Entry.IsDir() && len(v) == 1 {
-				it.opaque = v[0]
-			}
+			it.opaque = it.Entry.IsDir() && string(v) == "y"
 		case "redirect":
 			it.redirect = string(v)
 		case "metacopy":

@@ -69,22 +69,23 @@ func TestAttributeWhiteouts(t *testing.T) {
 		}
 	}
 	mark := func(p string) step { return setxattr(p, "trusted.overlay.opaque", "x") }
-	do(t, bottom, mkdir("d"), write("d/a", "a"), write("d/b", "b"), write("d/c", "c"), write("d/d", "d"), write("e", "e"))
-	do(t, lower, mark("."), mkdir("d"), mark("d"), whiteout("d/a"), whiteout("d/b"), whiteout("e"))
+	do(t, bottom, mkdir("d"), write("d/a", "a"), write("d/b", "b"), write("d/c", "c"), write("d/d", "d"), write("e", "e"), mkdir("g"), write("g/a", "a"))
+	do(t, lower, mark("."), mkdir("d"), mark("d"), whiteout("d/a"), whiteout("d/b"), whiteout("e"),
+		mkdir("g"), whiteout("g/a")) // a directory without the mark, too
 
 	merged := fsop.Ops{Root: filepath.Join(dir, "merged")}
 	work := filepath.Join(dir, "work")
 	require.NoError(t, os.Mkdir(work, 0o755))
 	mount(t, merged.Root, "lowerdir="+lower.Root+":"+bottom.Root+",upperdir="+upper.Root+",workdir="+work+",redirect_dir=on")
-	do(t, merged, write("d/a", "new"), write("e", "new"), remove("d/c"))
-	assert.Equal(t, []string{"C d", "A d/a", "D d/c", "A e"}, items(t, l))
+	do(t, merged, write("d/a", "new"), write("e", "new"), remove("d/c"), write("g/a", "new"))
+	assert.Equal(t, []string{"C d", "A d/a", "D d/c", "A e", "C g", "A g/a"}, items(t, l))
 	do(t, merged, rename("d", "f"))
-	assert.Equal(t, []string{"D d", "A e", "A f", "A f/a", "A f/d"}, items(t, l))
+	assert.Equal(t, []string{"D d", "A e", "A f", "A f/a", "A f/d", "C g", "A g/a"}, items(t, l))
 	paths, err := fsop.Paths(merged.Root)
 	require.NoError(t, err)
-	assert.Equal(t, []string{"e", "f", "f/a", "f/d"}, paths, "the kernel sees it in the same way")
+	assert.Equal(t, []string{"e", "f", "f/a", "f/d", "g", "g/a"}, paths, "the kernel sees it in the same way")
 	l.Whole = true
-	assert.Equal(t, []string{"C .", "A e", "A f", "A f/a", "A f/d"}, items(t, l))
+	assert.Equal(t, []string{"C .", "A e", "A f", "A f/a", "A f/d", "A g", "A g/a"}, items(t, l))
 }
 
 // TestUnmapped refuses IDs that the mapping does not know, in every place

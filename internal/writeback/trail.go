@@ -92,7 +92,7 @@ func (t *trail) step() (*found, error) {
 		if err != nil {
 			return nil, fmt.Errorf("look up %s in the layers below: %w", t.name, err)
 		}
-		if isWhiteout(f.part.fd, t.name, &f.st, f.part.xwhiteouts) {
+		if isWhiteout(f.part.fd, t.name, &f.st) {
 			break
 		}
 		return &f, nil
@@ -120,13 +120,9 @@ func (b below) child(root below, name, redirect string) (c below, err error) {
 		if err != nil {
 			return c, err
 		}
-		opaque, err := opaqueMark(fd)
-		c = append(c, part{layer: f.part.layer, fd: fd, xwhiteouts: opaque == 'x'})
-		if err != nil {
+		c = append(c, part{layer: f.part.layer, fd: fd})
+		if opaque, err := isOpaque(fd); err != nil || opaque {
 			return c, err
-		}
-		if opaque == 'y' {
-			return c, nil
 		}
 		to, err := note(fd, ovl.Redirect)
 		if err != nil {

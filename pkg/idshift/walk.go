@@ -31,7 +31,7 @@ type Entry struct {
 	// the order of the file system.
 	Xattrs []Xattr
 
-	opaque byte // value of overlay's "opaque" on a directory: 0, 'y' or 'x'
+	opaque bool // a directory that hides what lower layers have of it
 }
 
 // IsDir tells whether the entry is a directory.
@@ -144,12 +144,11 @@ func (e *LayerError) Error() string {
 
 // Walk reads a chain of layer folders, uppermost first, as the one tree that
 // overlay would show, and hands it to sink directory by directory: whiteouts
-// (character device 0/0; an empty file with overlay's "whiteout" attribute in
-// a directory marked opaque "x") and what they hide are left out, directories
-// are merged down to the first opaque one, and everything else is shown as
-// the uppermost layer has it (Documentation/filesystems/overlayfs.rst,
-// sections "Merging", "Whiteouts and opaque directories", "Redirecting
-// directories").
+// (character device 0/0; an empty file with overlay's "whiteout" attribute)
+// and what they hide are left out, directories are merged down to the first
+// opaque one, and everything else is shown as the uppermost layer has it
+// (Documentation/filesystems/overlayfs.rst, sections "Merging", "Whiteouts and
+// opaque directories", "Redirecting directories").
 //
 // The layers are read by file descriptor, no symbolic link is followed below
 // their roots, and the number of open descriptors grows with the depth, not

@@ -18,9 +18,8 @@ import (
 
 // source is one layer's part of a merged directory.
 type source struct {
-	layer      int
-	fd         int
-	xwhiteouts bool // marked opaque "x": empty files in it may be whiteouts
+	layer int
+	fd    int
 }
 
 type refcount struct{ n atomic.Int32 }
@@ -113,7 +112,6 @@ func (w *walker) openRoot(root *Dir) error {
 		}
 		// The kernel takes no notice of "y" on the root of a layer: all roots
 		// are merged (ovl_get_root in fs/overlayfs/super.c).
-		root.sources[i].xwhiteouts = e.opaque == 'x'
 	}
 	return nil
 }
@@ -256,8 +254,8 @@ func (t *worker) open(p pending) error {
 				return t.at(s.layer, d.Path(), err)
 			}
 		}
-		d.sources = append(d.sources, source{layer: s.layer, fd: fd, xwhiteouts: opaque == 'x'})
-		if opaque == 'y' {
+		d.sources = append(d.sources, source{layer: s.layer, fd: fd})
+		if opaque {
 			break
 		}
 	}
@@ -266,10 +264,10 @@ func (t *worker) open(p pending) error {
 
 // lowerMarks reads overlay's own attributes of a directory that is not the
 // uppermost of its merged directory.
-func (t *worker) lowerMarks(fd int) (byte, error) {
+func (t *worker) lowerMarks(fd int) (opaque bool, err error) {
 	var e Entry
 	e.Stat.Mode = unix.S_IFDIR
-	_, err := t.readXattrs(&e, xattrReader{
+	_, err = t.readXattrs(&e, xattrReader{
 		list: func(y func(string) error) error { return t.xb.Flist(fd, "", y) },
 		get:  func(n string) ([]byte, error) { return t.xb.Fget(fd, "", n) },
 		own:  true,
@@ -377,7 +375,10 @@ func (t *worker) entry(e *Entry, s source) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if whiteout && s.xwhiteouts && typ == unix.S_IFREG && e.Stat.Size == 0 {
+	// Wherever it is: the marks of directories are there for readdir(2) alone
+	// (ovl_path_is_whiteout in fs/overlayfs/util.c), which may list a name that
+	// no lookup finds.
+	if whiteout && typ == unix.S_IFREG && e.Stat.Size == 0 {
 		return false, nil
 	}
 	if typ == unix.S_IFLNK {
@@ -407,8 +408,8 @@ func (w *walker) readXattrs(e *Entry, r xattrReader) (whiteout bool, err error) 
 			case "opaque":
 				if v, err := r.get(name); err != nil {
 					return err
-				} else if e.IsDir() && len(v) == 1 && (v[0] == 'y' || v[0] == 'x') {
-					e.opaque = v[0]
+				} else if e.IsDir() && string(v) == "y" {
+					e.opaque = true
 				}
 			}
 			return nil

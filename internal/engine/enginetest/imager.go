@@ -49,9 +49,11 @@ func (a *imager) need(t *testing.T, s *suite) {
 	}
 	tree, err := a.Mount(a.image(dir), userns)
 	if err == nil {
-		a.trees["probe"] = mounted{tree, a.image(dir)}
-		err = a.overlay(t, sub(t, s.place(t), "merged"), append([]string{"probe"}, chain...), "metacopy=on")
-		err = errors.Join(err, tree.Close())
+		at := a.Lower(dir)
+		require.NoError(t, tree.Attach(at))
+		t.Cleanup(func() { assert.NoError(t, errors.Join(tree.Detach(), tree.Close())) })
+		a.trees[at] = mounted{tree, a.image(dir)}
+		err = a.overlay(t, sub(t, s.place(t), "merged"), append([]string{at}, chain...), "metacopy=on")
 	}
 	if err != nil {
 		testutil.Skip(t, err.Error())
@@ -142,11 +144,14 @@ func (a *imager) overlay(t testing.TB, point string, lowers []string, options ..
 	if !ok {
 		return testutil.Overlay(t, point, lowers, options...)
 	}
-	o := mount.Overlay{Tree: tree.Tree, Options: []string{"xino=auto"}}
 	dataOnly, err := a.DataOnly(tree.dir)
 	if err != nil {
 		return err
 	}
+	if !dataOnly && filepath.IsAbs(lowers[0]) { // the way that every kernel has
+		return testutil.Overlay(t, point, lowers, append(options, "xino=auto")...)
+	}
+	o := mount.Overlay{Tree: tree.Tree, Options: []string{"xino=auto"}}
 	if dataOnly {
 		o.Data = lowers[1:]
 	} else {

@@ -13,7 +13,10 @@ package metacopy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/engine"
 	"github.com/shiftoverlay/shiftoverlay/internal/engine/tree"
@@ -45,7 +48,10 @@ func (Engine) Lower(dir string) string { return filepath.Join(dir, "tree") }
 
 // Build implements engine.Builder.
 func (e Engine) Build(ctx context.Context, dir string, job engine.Job) error {
-	return tree.Build(ctx, e.Lower(dir), filepath.Join(dir, "links"), job, withoutData)
+	return tree.Build(ctx, e.Lower(dir), filepath.Join(dir, "links"), job, tree.Fill{
+		File:    withoutData,
+		Crowded: func(f tree.File, fd int) error { return withData(ctx, f, fd) },
+	})
 }
 
 // Recycle implements engine.Recycler.
@@ -63,4 +69,13 @@ func withoutData(e tree.File, fd int) error {
 		return err
 	}
 	return linux.Fset(fd, e.Name, ovl.Metacopy, nil)
+}
+
+// withData makes a file whole whose own attributes leave no room for the mark:
+// ext4 has little more than a block for all of them.
+func withData(ctx context.Context, e tree.File, fd int) error {
+	if err := unix.Fremovexattr(fd, ovl.Metacopy); err != nil && !errors.Is(err, unix.ENODATA) {
+		return fmt.Errorf("remove mark of %s: %w", e.Name, err)
+	}
+	return e.Copy(ctx, fd)
 }

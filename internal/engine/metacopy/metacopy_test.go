@@ -14,6 +14,7 @@ import (
 	"github.com/shiftoverlay/shiftoverlay/internal/engine"
 	"github.com/shiftoverlay/shiftoverlay/internal/engine/enginetest"
 	"github.com/shiftoverlay/shiftoverlay/internal/engine/metacopy"
+	"github.com/shiftoverlay/shiftoverlay/internal/referee"
 	"github.com/shiftoverlay/shiftoverlay/internal/testutil"
 	"github.com/shiftoverlay/shiftoverlay/internal/testutil/fstree"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
@@ -73,6 +74,50 @@ func TestNoData(t *testing.T) {
 		return nil
 	}))
 	assert.Equal(t, 5, files)
+}
+
+// TestCrowded has files whose own attributes leave no room for the mark on
+// ext4: they are made whole, and read and recycled as all others.
+func TestCrowded(t *testing.T) {
+	dir := testutil.LoopFS(t, "ext4", 64<<20)
+	layer, built := filepath.Join(dir, "layer"), filepath.Join(dir, "built")
+	require.NoError(t, os.Mkdir(layer, 0o755))
+	require.NoError(t, os.Mkdir(built, 0o700))
+	full := []fstree.Attr{
+		fstree.Owner(1000, 1000), fstree.Xattr("user.big", strings.Repeat("v", 4000)), fstree.Xattr("user.rest", strings.Repeat("v", 60)),
+	}
+	content := strings.Repeat("data", 1<<20)
+	fstree.Apply(t, layer,
+		fstree.File("full", content, append(full, fstree.Mode(0o6444))...), fstree.Link("d/link", "full"),
+		fstree.Sparse("sparse", 1<<40, []fstree.Data{{Offset: 1 << 39, Content: "x"}}, full...),
+		fstree.File("empty", "", full...), fstree.Dir("dir", full...), fstree.File("other", "x"))
+	e := metacopy.Engine{}
+	for _, mapping := range []string{"0:100000:65536", "0:300000:65536"} {
+		m, err := idshift.ParseMapping(mapping, mapping)
+		require.NoError(t, err)
+		s, err := idshift.NewShift(m, idshift.Overflow)
+		require.NoError(t, err)
+		job := engine.Job{Chain: []string{layer}, Shift: s}
+		if mapping == "0:100000:65536" {
+			require.NoError(t, e.Build(t.Context(), built, job))
+		} else {
+			require.NoError(t, e.Recycle(t.Context(), built, job))
+		}
+		o := referee.Options{Content: true}
+		want, err := referee.Scan(t.Context(), layer, o)
+		require.NoError(t, err)
+		want, err = want.Shift(s)
+		require.NoError(t, err)
+		got, err := referee.Scan(t.Context(), e.Lower(built), o)
+		require.NoError(t, err)
+		for _, d := range referee.Compare(want, got, o) {
+			assert.Equal(t, "other", d.Path, "%v: only what has the mark has no data", d)
+		}
+		for _, name := range []string{"full", "sparse"} {
+			_, err = unix.Lgetxattr(filepath.Join(e.Lower(built), name), "trusted.overlay.metacopy", nil)
+			require.ErrorIs(t, err, unix.ENODATA, name)
+		}
+	}
 }
 
 // TestCheck checks that the reason is handed on.

@@ -29,11 +29,18 @@ import (
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
 
-// FillFunc gives the new, empty regular file fd its content. It runs as the
-// new owner; the file's mode, attributes and times are set afterwards.
-type FillFunc func(f File, fd int) error
+// Fill gives the new regular file fd its content. It runs as the new owner; the
+// file's mode, attributes and times are set afterwards.
+type Fill struct {
+	// File is called for each new file, which is empty then.
+	File func(f File, fd int) error
+	// Crowded, if set, is called after File if the file system has no room for
+	// the file's own attributes beside those that File has set: it is to take
+	// those away and do without them.
+	Crowded func(f File, fd int) error
+}
 
-// File is a regular file of the image, for a FillFunc.
+// File is a regular file of the image, for a Fill.
 type File struct {
 	*idshift.Entry
 	d *dir
@@ -51,7 +58,7 @@ func (f File) Open() (int, error) {
 // Build writes the tree to root, a folder that does not exist yet. links is
 // the name of a temporary folder on the same file system, which Build makes
 // and removes. Both must be in a folder that only root can enter.
-func Build(ctx context.Context, root, links string, job engine.Job, fill FillFunc) (err error) {
+func Build(ctx context.Context, root, links string, job engine.Job, fill Fill) (err error) {
 	for _, p := range []string{root, links} {
 		if err := os.Mkdir(p, 0o700); err != nil {
 			return fmt.Errorf("make folder of the shifted tree: %w", err)
@@ -80,7 +87,7 @@ const tempMode = 0o777
 type writer struct {
 	rootFD  int
 	shift   *idshift.Shift
-	fill    FillFunc
+	fill    Fill
 	linksFD int
 
 	mu    sync.Mutex
@@ -253,18 +260,14 @@ func (d *dir) regular(e *idshift.Entry, uid, gid uint32) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, linux.Close(fd)) }()
-	if err := d.fill(File{Entry: e, d: d}, fd); err != nil {
+	f := File{Entry: e, d: d}
+	if err := d.fill.File(f, fd); err != nil {
 		return err
 	}
-	if len(e.Xattrs) > 0 && mode&unix.S_IWUSR == 0 {
-		uid, gid = 0, 0 // attributes user.* want the right to write (xattr(7))
+	if err = d.attributes(e, fd, uid, gid); errors.Is(err, unix.ENOSPC) && d.fill.Crowded != nil {
+		err = d.crowded(f, fd, uid, gid)
 	}
-	if err := d.workAs(uid, gid); err != nil {
-		return err
-	}
-	if err := d.xattrs(e, func(name string, value []byte) error {
-		return linux.Fset(fd, e.Name, name, value)
-	}); err != nil {
+	if err != nil {
 		return err
 	}
 	if mode&setID != 0 {
@@ -273,6 +276,37 @@ func (d *dir) regular(e *idshift.Entry, uid, gid uint32) (err error) {
 		}
 	}
 	return linux.Futimes(fd, e.Name, e.Stat.Atim, e.Stat.Mtim)
+}
+
+// attributes sets the attributes of a regular file of the owner uid:gid.
+func (d *dir) attributes(e *idshift.Entry, fd int, uid, gid uint32) error {
+	if len(e.Xattrs) > 0 && e.Stat.Mode&unix.S_IWUSR == 0 {
+		uid, gid = 0, 0 // attributes user.* want the right to write (xattr(7))
+	}
+	if err := d.workAs(uid, gid); err != nil {
+		return err
+	}
+	return d.xattrs(e, func(name string, value []byte) error {
+		return linux.Fset(fd, e.Name, name, value)
+	})
+}
+
+// crowded does what is left to do when attributes has found no room for all of
+// them: once more, without those that Fill has set.
+func (d *dir) crowded(f File, fd int, uid, gid uint32) error {
+	// Where each of them has its place depends on the order in which they come.
+	for _, x := range f.Xattrs {
+		if err := unix.Fremovexattr(fd, x.Name); err != nil && !errors.Is(err, unix.ENODATA) {
+			return &os.PathError{Op: "removexattr " + x.Name, Path: f.Name, Err: err}
+		}
+	}
+	if err := d.workAs(uid, gid); err != nil {
+		return err
+	}
+	if err := d.fill.Crowded(f, fd); err != nil {
+		return err
+	}
+	return d.attributes(f.Entry, fd, uid, gid)
 }
 
 // node makes a device, fifo or socket. Devices need CAP_MKNOD, so it is done
