@@ -39,6 +39,8 @@ type Driver struct {
 	// mountOptions are those of storage.conf, with which overlay mounts unless
 	// the caller of Get has others.
 	mountOptions ovl.Options
+	// managed says that a Manager decides what is trimmed, and when.
+	managed bool
 }
 
 // What the storage library asks of drivers beyond graphdriver.Driver, kept by

@@ -76,7 +76,7 @@ func Init(home string, options graphdriver.Options) (graphdriver.Driver, error) 
 	if options.ImageStore, err = d.linkImageStore(options.ImageStore); err != nil {
 		return nil, fmt.Errorf("shiftoverlay: %w", err)
 	}
-	inner, err := overlay.Init(home, options)
+	inner, err := initOverlay(home, options)
 	if err != nil {
 		return nil, fmt.Errorf("shiftoverlay: %w", err)
 	}
@@ -93,6 +93,16 @@ func Init(home string, options graphdriver.Options) (graphdriver.Driver, error) 
 		return nil, errors.Join(fmt.Errorf("shiftoverlay: %w", err), o.Cleanup())
 	}
 	return withDeferredRemove(d, (*overlay.Driver).DeferredRemove), nil
+}
+
+// initOverlay starts the embedded driver without what that says at level info:
+// that with metacopy=on it has no fast diff. This driver has one of its own.
+func initOverlay(home string, options graphdriver.Options) (graphdriver.Driver, error) {
+	if logrus.GetLevel() == logrus.InfoLevel {
+		logrus.SetLevel(logrus.WarnLevel)
+		defer logrus.SetLevel(logrus.InfoLevel)
+	}
+	return overlay.Init(home, options)
 }
 
 // probe finds out what works on the store's file system.
@@ -140,7 +150,7 @@ func (d *Driver) startShifter(conf config.Config, report probe.Report, opts driv
 	d.trim = cache.TrimOptions{
 		MaxSize:     conf.CacheMaxSize,
 		MaxAge:      conf.CacheMaxAge,
-		UserAlive:   d.layerExists,
+		UserAlive:   d.userAlive,
 		LayerExists: d.layerExists,
 	}
 	d.shifts, err = shifter.New(shifter.Options{

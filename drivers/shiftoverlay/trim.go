@@ -16,7 +16,7 @@ const trimEvery = time.Hour
 // all processes. What goes wrong is for the debug log: a cache that is too
 // large is no reason to fail.
 func (d *Driver) trimCache() {
-	if d.cache == nil {
+	if d.cache == nil || d.managed {
 		return
 	}
 	stamp := filepath.Join(d.runHome, "shiftoverlay-trimmed")
