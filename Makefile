@@ -81,6 +81,16 @@ bench: podman runc ## Every way to shift, measured: tables, samples and plots to
 bench-commit: plugin-test podman runc images ## What commit, diff and build of one changed file cost on a big image
 	@hack/bench-commit.sh
 
+.PHONY: conformance
+conformance: deps ## The storage library's, podman's and buildah's own tests with overlay and every engine: table to docs/conformance.md (hours; hack/conformance/run.sh says how to do less)
+	@hack/conformance/run.sh
+
+.PHONY: vm-matrix vm-selinux
+vm-matrix: podman runc ## The driver on Debian's kernels, in emulation: docs/kernels.md (hours; hack/vm/matrix.sh says how to do less)
+	@hack/vm/matrix.sh
+vm-selinux: deps ## Containers with SELinux enforcing, in emulation
+	@hack/vm/selinux.sh
+
 .PHONY: test
 test: ## Everything CI runs, with a summary at the end
 	@hack/test.sh

@@ -30,10 +30,10 @@ golangci() { # run|fmt [ARGS...]
 	linter=$(linter) && "$linter" "$@"
 }
 
-# The bench tool is a module of its own, so that nobody who uses the driver needs
-# a plotting library.
-check_benchplot() (
-	linter=$(linter) && cd tools/benchplot &&
+# Tools are modules of their own, so that nobody who uses the driver needs a
+# plotting library.
+check_tool() (
+	linter=$(linter) && cd "tools/$1" &&
 		GOFLAGS='' "$linter" run --timeout 15m -c "$REPO/.golangci.yml" ./...
 )
 
@@ -81,7 +81,8 @@ if [ "${1:-}" = --fix ]; then
 	exit
 fi
 check golangci-lint golangci run --timeout 15m ./...
-check benchplot check_benchplot
+check benchplot check_tool benchplot
+check conform check_tool conform
 check shellcheck check_shell
 check bats check_bats
 check house-rules check_house

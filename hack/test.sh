@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # test.sh: everything that has to be right before a change lands, in order:
 # packages, lint, unit tests (with the race detector), root tests, the tools,
-# the images, bats. Says at its end what ran, what was skipped and why.
+# the images, bats, a selection of other projects' tests. Says at its end what ran, what was skipped and why.
 #
 # Variables: BUILD; FILTER (only these bats tests); STEPS (only these steps,
 # e.g. STEPS="lint unit"; in CI the random round trips are one more); those of
@@ -11,8 +11,8 @@ set -uo pipefail
 cd "$REPO" || exit 1
 logs=$BUILD/test
 mkdir -p "$logs"
-rm -f "$logs"/*.json "$logs"/*.tap "$logs"/summary
-: "${STEPS:=deps lint unit tools images root bats}"
+rm -f "$logs"/*.json "$logs"/*.tap "$logs"/{summary,conformance}
+: "${STEPS:=deps lint unit tools images root bats conformance}"
 [ -z "${CI:-}" ] || STEPS+=' roundtrip'
 passed=0 failed=0 skipped=0
 declare -A failed_in=() # step: number of failed tests
@@ -100,11 +100,21 @@ bats_run() {
 	hack/bats.sh "$logs/bats.tap"
 }
 
+# conformance_run: their failures count only where overlay has none, so they are
+# not added to ours.
+conformance_run() {
+	hack/conformance/run.sh --quick | tee "$logs/conformance.log"
+	local rc=${PIPESTATUS[0]}
+	tail -n 1 "$logs/conformance.log" >"$logs/conformance"
+	return "$rc"
+}
+
 step deps 'Debian packages' hack/deps.sh
 step lint 'lint' hack/lint.sh
 step unit 'unit tests with the race detector' hack/go-test.sh "$logs/unit.json" -race ./...
 count_go unit "$logs/unit.json"
 step unit 'unit tests of the bench tool' env GOFLAGS= go test -C tools/benchplot -short ./...
+step unit 'unit tests of the conformance tool' env GOFLAGS= go test -C tools/conform ./...
 if root_only 'root tests, tools, images and bats'; then
 	step tools 'podman, buildah and runc with the driver' hack/build-tools.sh
 	step images 'test images' hack/images.sh
@@ -123,6 +133,8 @@ if root_only 'root tests, tools, images and bats'; then
 	esac
 	step bats 'bats with real podman and buildah' bats_run
 	count_tap bats "$logs/bats.tap"
+	step conformance "a selection of other projects' tests" conformance_run
+	[ ! -s "$logs/conformance" ] || note "        $(cat "$logs/conformance")"
 fi
 
 # A step that failed without a failed test (lint, a build) counts as one failure.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -53,7 +54,7 @@ func becomeCommand(args []string) (exitCode int, err error) {
 		return exitOwnError, fmt.Errorf("start command: %w", err)
 	}
 	// Nothing of the machine that the caller left open is to reach the command.
-	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil && !errors.Is(err, unix.ENOSYS) {
+	if err := closeOnExec(); err != nil {
 		return exitOwnError, fmt.Errorf("start command: close files: %w", err)
 	}
 	path, err := exec.LookPath(request.Command[0])
@@ -64,6 +65,25 @@ func becomeCommand(args []string) (exitCode int, err error) {
 		return exitNotFound, fmt.Errorf("start command: %w", err)
 	}
 	return exitNotExecutable, fmt.Errorf("start command: %w", err)
+}
+
+// closeOnExec lets no open file but the first three reach the command. Before
+// Linux 5.11 the kernel cannot do it in one call (EINVAL, or ENOSYS before 5.9).
+func closeOnExec() error {
+	err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
+	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) {
+		return err
+	}
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, e := range open {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
+			unix.CloseOnExec(fd) // of a file that is closed already: nothing
+		}
+	}
+	return nil
 }
 
 // enterRoot makes the working folder the root of this mount namespace, with

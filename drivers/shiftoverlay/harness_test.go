@@ -192,6 +192,9 @@ func newStore(t testing.TB, dir string, s setup) *store {
 // open starts the driver, again if it runs already, as another process would.
 func (s *store) open(c setup) {
 	s.t.Helper()
+	if c.engine == "idmap" {
+		testutil.RequireKernel(s.t, 5, 19) // the first whose overlay takes idmapped lowers
+	}
 	d, err := s.start(c)
 	require.NoError(s.t, err)
 	s.Driver = d

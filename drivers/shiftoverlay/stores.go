@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 )
 
 // linkStores makes additional image stores usable whichever driver wrote
@@ -14,7 +17,8 @@ import (
 // driver's name, the embedded driver for layers under the name "overlay", and
 // a store has them under one name only; so each store is shown through a
 // folder of symbolic links, in the run root, that has all names. It returns
-// those folders in the order of the stores.
+// those folders in the order of the stores, without stores that are empty and
+// can only be read.
 func (d *Driver) linkStores(stores []string) ([]string, error) {
 	var out []string
 	for _, store := range stores {
@@ -29,22 +33,43 @@ func (d *Driver) linkStores(stores []string) ([]string, error) {
 		if !st.IsDir() {
 			return nil, fmt.Errorf("additional image store %q is not a folder", store)
 		}
-		sum := sha256.Sum256([]byte(store))
-		dir := filepath.Join(d.runHome, "stores", hex.EncodeToString(sum[:8]))
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		// The library makes these where they are missing, but not through a link.
+		err = nil
+		for _, suffix := range []string{"-images", "-layers"} {
+			err = errors.Join(err, os.MkdirAll(writtenBy(store, suffix), 0o700))
+		}
+		if errors.Is(err, unix.EROFS) {
+			logrus.Debugf("shiftoverlay: nothing in the additional image store %q: %v", store, err)
+			continue
+		}
+		if err != nil {
 			return nil, fmt.Errorf("additional image store %q: %w", store, err)
 		}
-		for _, suffix := range []string{"", "-images", "-layers", "-containers"} {
-			target := writtenBy(store, suffix)
-			for _, name := range []string{driverName, "overlay"} {
-				if err := symlink(target, filepath.Join(dir, name+suffix)); err != nil {
-					return nil, fmt.Errorf("additional image store %q: %w", store, err)
-				}
-			}
+		dir, err := d.linkStore(store)
+		if err != nil {
+			return nil, fmt.Errorf("additional image store %q: %w", store, err)
 		}
 		out = append(out, dir)
 	}
 	return out, nil
+}
+
+// linkStore makes the folder of symbolic links for one store.
+func (d *Driver) linkStore(store string) (string, error) {
+	sum := sha256.Sum256([]byte(store))
+	dir := filepath.Join(d.runHome, "stores", hex.EncodeToString(sum[:8]))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	for _, suffix := range []string{"", "-images", "-layers", "-containers"} {
+		target := writtenBy(store, suffix)
+		for _, name := range []string{driverName, "overlay"} {
+			if err := symlink(target, filepath.Join(dir, name+suffix)); err != nil {
+				return "", err
+			}
+		}
+	}
+	return dir, nil
 }
 
 // linkImageStore does the same for the one store that images are written to
@@ -56,20 +81,21 @@ func (d *Driver) linkImageStore(store string) (string, error) {
 	if err := os.MkdirAll(filepath.Join(store, driverName), 0o755); err != nil {
 		return "", fmt.Errorf("image store: %w", err)
 	}
-	dirs, err := d.linkStores([]string{store})
+	dir, err := d.linkStore(filepath.Clean(store))
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("image store: %w", err)
 	}
-	return dirs[0], nil
+	return dir, nil
 }
 
 // writtenBy returns the folder that a store has: this driver's if there is
-// one, else overlay's.
+// one, else overlay's. Where there is neither, who wrote the layers decides.
 func writtenBy(store, suffix string) string {
-	if own := filepath.Join(store, driverName+suffix); isDir(own) {
+	own, overlays := filepath.Join(store, driverName+suffix), filepath.Join(store, "overlay"+suffix)
+	if isDir(own) || !isDir(overlays) && isDir(filepath.Join(store, driverName)) {
 		return own
 	}
-	return filepath.Join(store, "overlay"+suffix)
+	return overlays
 }
 
 func isDir(path string) bool {

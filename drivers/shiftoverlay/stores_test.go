@@ -2,6 +2,7 @@ package shiftoverlay
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	graphdriver "github.com/containers/storage/drivers"
+	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -65,6 +67,52 @@ func TestAdditionalStores(t *testing.T) {
 	}
 }
 
+// TestEmptyStores: a store without anything in it becomes one that overlay or
+// this driver may fill later; one that can only be read is left out.
+func TestEmptyStores(t *testing.T) {
+	testutil.RequireRoot(t)
+	fs := testutil.LoopFS(t, "ext4", smallFS)
+	empty, ours, readOnly := filepath.Join(fs, "empty"), filepath.Join(fs, "ours"), filepath.Join(fs, "read-only")
+	for _, dir := range []string{empty, filepath.Join(ours, driverName), readOnly} {
+		require.NoError(t, os.MkdirAll(dir, 0o755))
+	}
+	require.NoError(t, unix.Mount(readOnly, readOnly, "", unix.MS_BIND, ""))
+	require.NoError(t, unix.Mount("", readOnly, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
+	t.Cleanup(func() { assert.NoError(t, unix.Unmount(readOnly, 0)) })
+	s := newStore(t, filepath.Join(fs, "here"), setup{options: []string{"imagestore=" + empty, "imagestore=" + ours, "imagestore=" + readOnly}})
+	stores := s.AdditionalImageStores()
+	require.Len(t, stores, 2)
+	for i, dir := range []string{empty + "/overlay", ours + "/" + driverName} {
+		for _, suffix := range []string{"-images", "-layers"} {
+			got, err := filepath.EvalSymlinks(filepath.Join(stores[i], driverName+suffix))
+			require.NoError(t, err)
+			assert.Equal(t, dir+suffix, got)
+		}
+	}
+	left, err := os.ReadDir(readOnly)
+	require.NoError(t, err)
+	assert.Empty(t, left)
+}
+
+// TestQuiet: who asks for level info hears nothing of the embedded driver's own
+// diff. It speaks of that once in a process, so this takes a new one.
+func TestQuiet(t *testing.T) {
+	testutil.RequireRoot(t)
+	const child = "SHIFTOVERLAY_TEST_QUIET"
+	if os.Getenv(child) == "" {
+		cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestQuiet$", "-test.v")
+		cmd.Env = append(os.Environ(), child+"=1")
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		assert.Contains(t, string(out), "--- PASS: TestQuiet")
+		assert.NotContains(t, string(out), "level=info")
+		return
+	}
+	logrus.SetLevel(logrus.InfoLevel)
+	newStore(t, testutil.LoopFS(t, "ext4", smallFS), setup{})
+	assert.Equal(t, logrus.InfoLevel, logrus.GetLevel())
+}
+
 // TestBadStores names the store that cannot be used.
 func TestBadStores(t *testing.T) {
 	testutil.RequireRoot(t)
@@ -118,6 +166,9 @@ func TestAuto(t *testing.T) {
 		"option over file": {noIdmap: true, mount: "nodev,x-shiftoverlay.engine=metacopy", engine: "metacopy", reason: []string{"set in"}},
 	} {
 		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
+			if c.engine == "idmap" {
+				testutil.RequireKernel(t, 6, 2) // the first that maps the IDs in ACLs of idmapped lowers, too
+			}
 			if c.noIdmap {
 				t.Setenv("_CONTAINERS_OVERLAY_DISABLE_IDMAP", "yes")
 			}
