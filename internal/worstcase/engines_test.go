@@ -30,7 +30,7 @@ func engines() []engine.Engine {
 // TestEngines checks that every engine shows the worst-case image as the kernel
 // does.
 func TestEngines(t *testing.T) {
-	for _, fileSystem := range []string{"ext4", "xfs", "btrfs"} {
+	for _, fileSystem := range fileSystems {
 		t.Run(fileSystem, func(t *testing.T) { enginetest.WorstCase(t, fileSystem, engines()...) })
 	}
 }

@@ -113,6 +113,16 @@ func TestTable(t *testing.T) {
 	}
 }
 
+func TestTableIncomplete(t *testing.T) {
+	for _, files := range []map[string]string{{"none": ""}, {"storage/auto/a.bats.tap": "1..1\nok 1 x\n"}} {
+		dir := write(t, files)
+		err := run([]string{"table", "-logs", dir, "-out", filepath.Join(dir, "out.md")}, io.Discard)
+		if err == nil || errors.Is(err, errWorse) {
+			t.Errorf("%v: error %v", files, err)
+		}
+	}
+}
+
 // images makes the images around a program that calls itself busybox.
 func images(t *testing.T) string {
 	t.Helper()

@@ -68,6 +68,23 @@ func (t *table) read() error {
 	return nil
 }
 
+// complete is an error if there is nothing to compare something with.
+func (t *table) complete() error {
+	n := 0
+	for _, s := range suites {
+		for file, byDriver := range t.runs[s.name] {
+			if byDriver[overlay] == nil {
+				return fmt.Errorf("%s %s: no results with overlay; run it with overlay first", s.name, file)
+			}
+			n++
+		}
+	}
+	if n == 0 {
+		return fmt.Errorf("no results below %s", t.Logs)
+	}
+	return nil
+}
+
 // dates tells when the logs were written.
 func (t *table) dates() string {
 	from, to := t.from.Format(time.DateOnly), t.to.Format(time.DateOnly)
@@ -112,10 +129,13 @@ func (t *table) differences(what func(of, ours *tapLog, test string) string) []d
 	return out
 }
 
-// write makes the report, says in a line how it went, and is an error if
-// something passes with overlay only.
+// write makes the report, says how it went, in the last line in sum, and is an
+// error if something passes with overlay only.
 func (t *table) write(file string, out io.Writer) error {
 	if err := t.read(); err != nil {
+		return err
+	}
+	if err := t.complete(); err != nil {
 		return err
 	}
 	bad := t.differences(func(of, ours *tapLog, test string) string {
@@ -147,10 +167,10 @@ func (t *table) write(file string, out io.Writer) error {
 	if err := os.WriteFile(file, []byte(b.String()), 0o644); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "%s: %d tests pass with overlay and not with shiftoverlay, %d at the second try only\n", file, len(bad), len(again))
 	for _, d := range bad {
 		fmt.Fprintf(out, "  %s %s: %s (%s)\n", d.suite, d.file, d.test, strings.Join(d.how, ", "))
 	}
+	fmt.Fprintf(out, "%s: %d tests pass with overlay and not with shiftoverlay, %d at the second try only\n", file, len(bad), len(again))
 	if len(bad) > 0 {
 		return errWorse
 	}
