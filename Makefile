@@ -40,6 +40,9 @@ runc: deps ## Build runc
 .PHONY: plugin-test
 plugin-test: deps ## Build plugin-test, the test host without podman
 	@hack/build-tools.sh plugin-test
+.PHONY: shiftoverlay
+shiftoverlay: deps ## Build shiftoverlay, the operator's tool
+	@hack/build-tools.sh shiftoverlay
 
 .PHONY: images
 images: deps ## Make the test images (busybox, minbase, big)
@@ -62,7 +65,7 @@ root-test: ## All Go tests as root in a sandbox; none may be skipped
 	@SHIFT_TEST_MUST_RUN=all hack/go-test.sh $(BUILD)/test/root.json ./...
 
 .PHONY: bats
-bats: podman buildah runc plugin-test images ## Integration tests with real podman and buildah (FILTER=regexp: some)
+bats: podman buildah runc plugin-test shiftoverlay images ## Integration tests with real podman and buildah (FILTER=regexp: some)
 	@hack/bats.sh
 
 .PHONY: fuzz-short

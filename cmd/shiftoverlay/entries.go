@@ -45,16 +45,8 @@ type mappingText struct {
 	UIDMap, GIDMap []string
 }
 
-func mapText(e idshift.Extents) []string {
-	out := make([]string, len(e))
-	for i, x := range e {
-		out[i] = fmt.Sprintf("%d:%d:%d", x.ContainerID, x.HostID, x.Size)
-	}
-	return out
-}
-
 func textOf(m idshift.Mapping) *mappingText {
-	return &mappingText{UIDMap: mapText(m.UIDs), GIDMap: mapText(m.GIDs)}
+	return &mappingText{UIDMap: strings.Split(m.UIDs.String(), ","), GIDMap: strings.Split(m.GIDs.String(), ",")}
 }
 
 // String is the mapping in one word where users and groups have the same.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -103,9 +102,9 @@ func (a *app) collect(ctx context.Context) (*info, error) {
 		return nil, fmt.Errorf("find out the kernel's version: %w", err)
 	}
 	i.Kernel = unix.ByteSliceToString(uts.Release[:])
-	chosen, reason := a.m.Engine()
+	_, reason := a.m.Engine()
 	for _, e := range a.m.Engines() {
-		i.Engines = append(i.Engines, describe(e, chosen, reason))
+		i.Engines = append(i.Engines, describe(e, reason))
 	}
 	i.Store = storeInfo{GraphRoot: a.store.GraphRoot(), RunRoot: a.store.RunRoot(), GraphDriver: a.store.GraphDriverName(), ConfigFile: confFile()}
 	rows, err := a.store.Status()
@@ -164,8 +163,8 @@ func (s idRanges) texts() []string {
 }
 
 // describe puts an engine in words.
-func describe(e shifter.EngineState, chosen, reason string) engineInfo {
-	i := engineInfo{Name: e.Name, Works: e.Refused == "", InUse: e.Name == chosen}
+func describe(e shifter.EngineState, reason string) engineInfo {
+	i := engineInfo{Name: e.Name, Works: e.Refused == "", InUse: e.Chosen}
 	switch {
 	case i.InUse:
 		i.Reason = "in use: " + reason
@@ -248,5 +247,5 @@ func (i *info) write(w io.Writer) error {
 	if i.UserNS.Problem != "" {
 		line("problem", "%s", i.UserNS.Problem)
 	}
-	return errors.Join(t.Flush())
+	return t.Flush()
 }

@@ -126,12 +126,12 @@ func TestRemedy(t *testing.T) {
 		"mountopt in storage.conf has metacopy=off, which excludes metacopy=on":           "mountopt",
 		"nfs on kernel 4.18 does not allow idmapped mounts: mount_setattr: not supported": "5.19",
 	} {
-		i := describe(shifter.EngineState{Name: "idmap", Refused: reason}, "copyup", "")
+		i := describe(shifter.EngineState{Name: "idmap", Refused: reason}, "")
 		assert.False(t, i.Works)
 		assert.Contains(t, i.Reason, reason)
 		assert.Contains(t, i.Remedy, want)
 	}
-	i := describe(shifter.EngineState{Name: "idmap", Avoided: "no ACLs"}, "copyup", "")
+	i := describe(shifter.EngineState{Name: "idmap", Avoided: "no ACLs"}, "")
 	assert.True(t, i.Works)
 	assert.Contains(t, i.Remedy, "engine = \"idmap\"")
 }

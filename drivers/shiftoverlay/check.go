@@ -178,19 +178,16 @@ func (c *checker) leftovers() error {
 	}
 	for _, path := range probes {
 		if st, err := os.Lstat(path); err == nil && time.Since(st.ModTime()) > probeAge {
-			c.remove("", path, "a probe of the file system that did not end left it")
+			c.remove(path, "a probe of the file system that did not end left it")
 		}
 	}
 	return nil
 }
 
 // remove reports a path that should not be there, and deletes it.
-func (c *checker) remove(kind, path, problem string) {
-	if kind == "" {
-		kind = "leftover"
-	}
+func (c *checker) remove(path, problem string) {
 	c.add(Finding{
-		Kind: kind, Subject: path, Problem: problem, Repair: "delete it",
+		Kind: "leftover", Subject: path, Problem: problem, Repair: "delete it",
 		fix: func(context.Context) error { return c.locked(func() error { return os.RemoveAll(path) }) },
 	})
 }
@@ -240,12 +237,12 @@ func (c *checker) layers(ctx context.Context) error {
 func (c *checker) layerLeftovers(dir string) {
 	name := filepath.Join(dir, shiftedLower)
 	if st, err := os.Lstat(name); err == nil && st.Mode()&os.ModeSymlink != 0 {
-		c.remove("", name, "a mount that did not end left it")
+		c.remove(name, "a mount that did not end left it")
 	}
 	for pattern, what := range map[string]string{"." + recordName + "-*": "a mount", "shifting-*": "a change of IDs"} {
 		paths, _ := filepath.Glob(filepath.Join(dir, pattern)) // the pattern is right
 		for _, path := range paths {
-			c.remove("", path, what+" that did not end left it")
+			c.remove(path, what+" that did not end left it")
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/cache"
+	"github.com/shiftoverlay/shiftoverlay/internal/engine"
 	mounts "github.com/shiftoverlay/shiftoverlay/internal/mount"
 	"github.com/shiftoverlay/shiftoverlay/internal/referee"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
@@ -127,31 +128,26 @@ func (c *checker) expected(ctx context.Context, e Entry, dirs []string) (*refere
 // shown is what a container gets to see of an entry, before the kernel maps
 // IDs if that is to do so.
 func (c *checker) shown(ctx context.Context, e Entry, dirs []string) (*referee.Tree, error) {
-	var o mounts.Overlay
-	if i, ok := c.d.shifts.Imager(e.Engine); ok {
-		data, err := i.DataOnly(e.Path)
-		if err != nil {
-			return nil, err
-		}
-		if o.Tree, err = i.Mount(e.Path, -1); err != nil {
+	o := mounts.Overlay{Below: dirs}
+	var err error
+	switch by := c.d.shifts.ByName(e.Engine).(type) {
+	case engine.Imager:
+		var data bool
+		if data, err = by.DataOnly(e.Path); err != nil {
 			return nil, err
 		}
 		if data {
-			o.Data = dirs
-		} else {
-			o.Below = dirs
+			o.Below, o.Data = nil, dirs
 		}
-		return c.scan(ctx, o)
-	}
-	b, ok := c.d.shifts.Builder(e.Engine)
-	if !ok {
+		o.Tree, err = by.Mount(e.Path, -1)
+	case engine.Builder:
+		o.Tree, err = mounts.Clone(by.Lower(e.Path))
+	default:
 		return nil, fmt.Errorf("engine %q is not known to this version", e.Engine)
 	}
-	t, err := mounts.Clone(b.Lower(e.Path))
 	if err != nil {
 		return nil, err
 	}
-	o.Tree, o.Below = t, dirs
 	return c.scan(ctx, o)
 }
 

@@ -5,7 +5,7 @@
 # Never KVM: a machine may have /dev/kvm and yet be unable to boot Debian's kernels.
 #
 # Variables (all optional):
-#   DEBIAN_MIRROR  default: what apt uses for this machine, else deb.debian.org
+#   DEBIAN_MIRROR  default: what apt uses for this machine, else debootstrap's own
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
 VM=$BUILD/vm
@@ -56,7 +56,9 @@ vm_mirror() {
 	local m=${DEBIAN_MIRROR:-}
 	[ -n "$m" ] || m=$(cat /etc/apt/sources.list.d/*.sources /etc/apt/sources.list 2>/dev/null |
 		grep -oE 'https?://[^ @]+/debian/?( |$)' | head -n 1 | sed -E 's#/debian/? *$##')
-	echo "${m:-http://deb.debian.org}"
+	[ -n "$m" ] || m=$(sed -nE 's,^DEF_MIRROR="(.*)/debian/?"$,\1,p' "$(command -v debootstrap)")
+	[ -n "$m" ] || die 'where are Debian packages to be had? Set DEBIAN_MIRROR, without /debian at its end'
+	echo "$m"
 }
 
 # vm_setup: everything but kernels: programs, the private apt state, the root image.

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,18 +51,11 @@ func (c *Cache) Foresee(ctx context.Context, o TrimOptions) ([]Doomed, error) {
 	var doomed []Doomed
 	var left []Info
 	for _, info := range infos {
-		if !o.Force && slices.ContainsFunc(info.Users, func(u string) bool { return o.UserAlive == nil || o.UserAlive(u) }) {
+		if !o.Force && slices.ContainsFunc(info.Users, o.alive) {
 			continue
 		}
-		why := ""
-		switch {
-		case o.LayerExists != nil && !o.LayerExists(info.Layer):
-			why = "its layer is gone"
-		case info.Unusable != "":
-			why = string(info.Unusable)
-		case o.MaxAge > 0 && c.now().Sub(info.LastUsed) >= o.MaxAge:
-			why = "unused since " + info.LastUsed.Format(time.RFC3339)
-		default:
+		why := o.reason(info, c.now())
+		if why == "" {
 			left = append(left, info)
 			continue
 		}
@@ -74,7 +66,7 @@ func (c *Cache) Foresee(ctx context.Context, o TrimOptions) ([]Doomed, error) {
 		for _, info := range left {
 			if info.Disposable == disposable && o.MaxSize > 0 && total > o.MaxSize {
 				total -= info.Bytes
-				doomed = append(doomed, Doomed{info, "the cache is too large"})
+				doomed = append(doomed, Doomed{info, tooLarge})
 			}
 		}
 	}
@@ -90,32 +82,19 @@ func (c *Cache) Remove(ctx context.Context, ref Ref, allow func(users []string) 
 	if err := checkLayer(ref.Layer); err != nil {
 		return nothing, fmt.Errorf("remove cache entry %s: %w", ref, err)
 	}
-	wait, cancel := context.WithTimeout(ctx, lockPatience)
-	defer cancel()
-	fd, err := c.openEntry(wait, ref, unix.LOCK_EX)
-	if _, ok := errors.AsType[*MissError](err); ok {
+	tmp, err := c.takeAway(ctx, ref, func(fd int) (bool, error) {
+		users, err := readNamesAt(fd, usersName)
+		if err == nil {
+			err = allow(users)
+		}
+		return err == nil, err
+	})
+	if err != nil {
+		return nothing, fmt.Errorf("remove cache entry %s: %w", ref, err)
+	}
+	if tmp == nil {
 		return nothing, nil
 	}
-	if err != nil {
-		return nothing, fmt.Errorf("remove cache entry %s: %w", ref, err)
-	}
-	users, err := readNamesAt(fd, usersName)
-	if err == nil {
-		err = allow(users)
-	}
-	var tmp *temp
-	if err == nil {
-		tmp, err = c.trash(unix.AT_FDCWD, c.path(ref))
-	}
-	unlock(fd)
-	if absent(err) {
-		return nothing, nil // the layer was removed meanwhile
-	}
-	if err != nil {
-		return nothing, fmt.Errorf("remove cache entry %s: %w", ref, err)
-	}
-	// The last entry takes the folder of the layer with it.
-	_ = unix.Rmdir(filepath.Join(c.dir, ref.Layer))
 	return tmp.remove, nil
 }
 

@@ -37,6 +37,27 @@ type TrimOptions struct {
 	Force bool
 }
 
+// alive says whether a registered user may still need its entry.
+func (o *TrimOptions) alive(user string) bool { return o.UserAlive == nil || o.UserAlive(user) }
+
+// reason says why an entry without a living user goes, whatever the size of
+// the cache; "" if it may stay.
+func (o *TrimOptions) reason(info Info, now time.Time) string {
+	switch {
+	case o.LayerExists != nil && !o.LayerExists(info.Layer):
+		return "its layer is gone"
+	case info.Unusable != "":
+		return string(info.Unusable)
+	case o.MaxAge > 0 && now.Sub(info.LastUsed) >= o.MaxAge:
+		return "unused since " + info.LastUsed.Format(time.RFC3339)
+	default:
+		return ""
+	}
+}
+
+// tooLarge is the reason of those that go because of the size of the cache.
+const tooLarge = "the cache is too large"
+
 // lockPatience is how long Trim waits for somebody who registers with an
 // entry, which takes microseconds unless he has been stopped.
 const lockPatience = time.Second
@@ -96,45 +117,55 @@ func (c *Cache) Trim(ctx context.Context, o TrimOptions) (removed []Info, err er
 
 // trimEntry decides about one entry and removes it, or returns false.
 func (c *Cache) trimEntry(ctx context.Context, info Info, o TrimOptions, tooMuch bool) (gone bool, err error) {
-	// By descriptor of the layer's folder: should StageLayerRemoval take it
-	// away and somebody publish a new entry of this name, then this one here
-	// is what goes.
-	layer, err := linux.OpenDir(unix.AT_FDCWD, filepath.Join(c.dir, info.Layer))
-	if absent(err) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	defer func() { _ = unix.Close(layer) }()
-	wait, cancel := context.WithTimeout(ctx, lockPatience)
-	defer cancel()
-	fd, err := openEntryAt(wait, layer, info.Key.String(), info.Ref, unix.LOCK_EX)
-	var miss *MissError
-	switch {
-	case errors.As(err, &miss):
-		return false, nil // somebody else removed it
-	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+	tmp, err := c.takeAway(ctx, info.Ref, func(fd int) (bool, error) { return c.trimLocked(ctx, fd, info, o, tooMuch) })
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 		c.logf("cache: %s is being acquired, not trimmed", info.Ref)
 		return false, nil
-	case err != nil:
-		return false, err
-	}
-	drop, err := c.trimLocked(ctx, fd, info, o, tooMuch)
-	var tmp *temp
-	if err == nil && drop {
-		tmp, err = c.trash(layer, info.Key.String())
-	}
-	unlock(fd)
-	if absent(err) {
-		return false, nil // staged and deleted meanwhile
 	}
 	if tmp == nil {
 		return false, err
 	}
-	// The last entry takes the folder of the layer with it.
-	_ = unix.Rmdir(filepath.Join(c.dir, info.Layer))
 	return true, tmp.remove()
+}
+
+// takeAway moves an entry out of the way, for the caller to remove, if decide
+// says so, which is called while the entry is open and locked as fd. The result
+// is nil if it does not, or if there is no such entry.
+func (c *Cache) takeAway(ctx context.Context, ref Ref, decide func(fd int) (drop bool, err error)) (*temp, error) {
+	// By descriptor of the layer's folder: should StageLayerRemoval take it
+	// away and somebody publish a new entry of this name, then this one here
+	// is what goes.
+	layer, err := linux.OpenDir(unix.AT_FDCWD, filepath.Join(c.dir, ref.Layer))
+	if absent(err) {
+		return nil, nil //nolint:nilnil // no entry is a normal answer
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.Close(layer) }()
+	wait, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	fd, err := openEntryAt(wait, layer, ref.Key.String(), ref, unix.LOCK_EX)
+	if _, ok := errors.AsType[*MissError](err); ok {
+		return nil, nil //nolint:nilnil // somebody else removed it
+	}
+	if err != nil {
+		return nil, err
+	}
+	drop, err := decide(fd)
+	var tmp *temp
+	if err == nil && drop {
+		tmp, err = c.trash(layer, ref.Key.String())
+	}
+	unlock(fd)
+	if absent(err) {
+		return nil, nil //nolint:nilnil // staged and deleted meanwhile
+	}
+	if tmp != nil {
+		// The last entry takes the folder of the layer with it.
+		_ = unix.Rmdir(filepath.Join(c.dir, ref.Layer))
+	}
+	return tmp, err
 }
 
 // trimLocked forgets the dead users of an entry, which is open and locked as
@@ -146,7 +177,7 @@ func (c *Cache) trimLocked(ctx context.Context, fd int, old Info, o TrimOptions,
 	}
 	alive := 0
 	for _, user := range info.Users {
-		if o.UserAlive == nil || o.UserAlive(user) {
+		if o.alive(user) {
 			alive++
 			continue
 		}
@@ -157,17 +188,11 @@ func (c *Cache) trimLocked(ctx context.Context, fd int, old Info, o TrimOptions,
 	if alive > 0 && !o.Force {
 		return false, nil
 	}
-	reason := ""
-	switch {
-	case o.LayerExists != nil && !o.LayerExists(info.Layer):
-		reason = "its layer is gone"
-	case info.Unusable != "":
-		reason = string(info.Unusable)
-	case o.MaxAge > 0 && c.now().Sub(info.LastUsed) >= o.MaxAge:
-		reason = "unused since " + info.LastUsed.Format(time.RFC3339)
-	case tooMuch && !info.LastUsed.After(old.LastUsed):
-		reason = "the cache is too large"
-	default:
+	reason := o.reason(info, c.now())
+	if reason == "" && tooMuch && !info.LastUsed.After(old.LastUsed) {
+		reason = tooLarge
+	}
+	if reason == "" {
 		return false, nil
 	}
 	c.logf("cache: trim %s: %s", info.Ref, reason)

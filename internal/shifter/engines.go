@@ -38,22 +38,12 @@ func (s *Shifter) Engines() []EngineState {
 	return out
 }
 
-// Imager returns the engine of a name if it makes images.
-func (s *Shifter) Imager(name string) (engine.Imager, bool) {
+// ByName returns the engine of a name, nil if there is none.
+func (s *Shifter) ByName(name string) engine.Engine {
 	for _, e := range engines(s.o.Env) {
-		if i, ok := e.(engine.Imager); ok && e.Name() == name {
-			return i, true
+		if e.Name() == name {
+			return e
 		}
 	}
-	return nil, false
-}
-
-// Builder returns the engine of a name if it makes folders.
-func (s *Shifter) Builder(name string) (engine.Builder, bool) {
-	for _, e := range engines(s.o.Env) {
-		if b, ok := e.(engine.Builder); ok && e.Name() == name {
-			return b, true
-		}
-	}
-	return nil, false
+	return nil
 }

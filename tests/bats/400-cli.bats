@@ -9,7 +9,6 @@ CACHE=shiftoverlay-shifted
 
 setup_file() {
 	[ -n "${SANDBOX_INSIDE:-}" ] || { echo "these tests need the sandbox: make bats" >&2 && return 1; }
-	(cd "$REPO" && go build -trimpath -o "$BUILD/shiftoverlay" ./cmd/shiftoverlay)
 }
 
 # cli [RC] ARGS...: run the tool, show command and output, and fail the test if
