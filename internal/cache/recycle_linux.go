@@ -143,7 +143,13 @@ func (c *Cache) detach(ref Ref, kin string) (*temp, error) {
 		_ = unix.Unlink(name)
 		unlock(lock)
 	}()
-	fd, err := tryLock(unix.AT_FDCWD, c.path(ref), unix.O_RDONLY|unix.O_DIRECTORY, unix.LOCK_EX)
+	folder := filepath.Join(c.dir, ref.Layer)
+	layer, err := linux.OpenDir(unix.AT_FDCWD, folder)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.Close(layer) }()
+	fd, err := tryLock(layer, ref.Key.String(), unix.O_RDONLY|unix.O_DIRECTORY, unix.LOCK_EX)
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +162,31 @@ func (c *Cache) detach(ref Ref, kin string) (*temp, error) {
 	if err != nil {
 		return nil, err
 	}
-	return tmp, tmp.take(unix.AT_FDCWD, c.path(ref))
+	if err := tmp.take(layer, ref.Key.String()); err != nil {
+		return nil, err
+	}
+	// If the layer was staged before that, files of the entry may be gone.
+	if err := stillThere(layer, folder); err != nil {
+		return nil, errors.Join(err, tmp.remove())
+	}
+	return tmp, nil
+}
+
+// stillThere is an error that is ENOENT if the open folder fd is not, or not
+// any more, at the path.
+func stillThere(fd int, path string) error {
+	var open, now unix.Stat_t
+	if err := unix.Fstat(fd, &open); err != nil {
+		return &os.PathError{Op: "fstat", Path: path, Err: err}
+	}
+	err := unix.Lstat(path, &now)
+	if err == nil && (now.Dev != open.Dev || now.Ino != open.Ino) {
+		err = unix.ENOENT
+	}
+	if err != nil {
+		return &os.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	return nil
 }
 
 // dropMark takes the durable mark away from the entry in the folder path, and

@@ -212,17 +212,17 @@ func (c *Cache) StageLayerRemoval(layer string) (cleanup func() error, err error
 	}
 	nothing := func() error { return nil }
 	path := filepath.Join(c.dir, layer)
-	if _, err := os.Lstat(path); absent(err) {
-		return nothing, nil
-	}
-	tmp, err := c.trash(unix.AT_FDCWD, path)
-	if absent(err) {
-		if _, gone := os.Lstat(path); absent(gone) {
-			return nothing, nil // trimmed meanwhile
+	for {
+		if _, err := os.Lstat(path); absent(err) {
+			return nothing, nil
 		}
+		tmp, err := c.trash(unix.AT_FDCWD, path)
+		if err == nil {
+			return sync.OnceValue(tmp.remove), nil
+		}
+		if _, gone := os.Lstat(filepath.Join(c.dir, tmpName)); !absent(err) || gone != nil {
+			return nil, fmt.Errorf("remove cache entries of layer %s: %w", layer, err)
+		}
+		// Trimmed meanwhile, and perhaps made again.
 	}
-	if err != nil {
-		return nil, fmt.Errorf("remove cache entries of layer %s: %w", layer, err)
-	}
-	return sync.OnceValue(tmp.remove), nil
 }
