@@ -44,6 +44,12 @@ plugin-test: deps ## Build plugin-test, the test host without podman
 shiftoverlay: deps ## Build shiftoverlay, the operator's tool
 	@hack/build-tools.sh shiftoverlay
 
+.PHONY: shiftoverlay-mount stock
+shiftoverlay-mount: deps ## Build shiftoverlay-mount, the mount_program for an unmodified podman
+	@hack/build-tools.sh shiftoverlay-mount
+stock: deps ## Fetch the distribution's own podman and buildah, to try shiftoverlay-mount with
+	@hack/stock.sh
+
 .PHONY: images
 images: deps ## Make the test images (busybox, minbase, big)
 	@hack/images.sh
@@ -65,7 +71,7 @@ root-test: ## All Go tests as root in a sandbox; none may be skipped
 	@SHIFT_TEST_MUST_RUN=all hack/go-test.sh $(BUILD)/test/root.json ./...
 
 .PHONY: bats
-bats: podman buildah runc plugin-test shiftoverlay images ## Integration tests with real podman and buildah (FILTER=regexp: some)
+bats: podman buildah runc plugin-test shiftoverlay shiftoverlay-mount stock images ## Integration tests with real podman and buildah (FILTER=regexp: some)
 	@hack/bats.sh
 
 .PHONY: fuzz-short

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# build-tools.sh [podman|buildah|runc|plugin-test|shiftoverlay]...
+# build-tools.sh [podman|buildah|runc|plugin-test|shiftoverlay|shiftoverlay-mount]...
 #
 # Builds podman and buildah with the shiftoverlay driver compiled in, and runc,
-# from their Go modules, and our own plugin-test and shiftoverlay into $BUILD (default: build/).
+# from their Go modules, and our own programs, into $BUILD (default: build/).
 # Without arguments: all.
 # A tool whose inputs (its version, our driver's sources, the Go version) did
 # not change since the last build is left alone.
@@ -88,7 +88,7 @@ compile() {
 build_tool() {
 	local tool=$1 stamp=$BUILD/.$1.stamp want tree start=$SECONDS
 	case $tool in
-	plugin-test | shiftoverlay) # Go itself knows whether anything changed
+	plugin-test | shiftoverlay | shiftoverlay-mount) # Go itself knows whether anything changed
 		GOFLAGS=-mod=readonly compile "$tool" "$REPO" "./cmd/$tool"
 		say "built $tool: $BUILD/$tool"
 		return
@@ -96,7 +96,7 @@ build_tool() {
 	podman) want=$PODMAN_VERSION ;;
 	buildah) want=$BUILDAH_VERSION ;;
 	runc) want=$RUNC_VERSION ;;
-	*) die "unknown tool $tool: one of podman, buildah, runc, plugin-test, shiftoverlay" ;;
+	*) die "unknown tool $tool: one of podman, buildah, runc, plugin-test, shiftoverlay, shiftoverlay-mount" ;;
 	esac
 	if [ "$tool" != runc ]; then
 		want="$want $(driver_hash)" || die "$tool: the driver package $DRIVER_PACKAGE does not load"
@@ -137,5 +137,5 @@ build_tool() {
 	exec {lock}>&-
 }
 
-[ $# -gt 0 ] || set -- runc podman buildah plugin-test shiftoverlay
+[ $# -gt 0 ] || set -- runc podman buildah plugin-test shiftoverlay shiftoverlay-mount
 for tool; do build_tool "$tool"; done

@@ -28,19 +28,10 @@ const driverName = "shiftoverlay"
 // concern the same layer.
 type Driver struct {
 	*overlay.Driver
-
-	home    string
-	runHome string
-	// shifts is nil if a mount program does the mounting, and then all is
-	// left to overlay.
-	shifts *shifter.Shifter
-	cache  *cache.Cache
-	trim   cache.TrimOptions
+	site
 	// mountOptions are those of storage.conf, with which overlay mounts unless
 	// the caller of Get has others.
 	mountOptions ovl.Options
-	// managed says that a Manager decides what is trimmed, and when.
-	managed bool
 }
 
 // What the storage library asks of drivers beyond graphdriver.Driver, kept by
@@ -158,10 +149,7 @@ func (d *Driver) getShifted(id string, p layerPaths, m idshift.Mapping, old *rec
 	if err != nil {
 		return "", fmt.Errorf("mount layer %s: %w", id, err)
 	}
-	rec := &record{Mapping: m, Engine: lower.Engine}
-	if lower.Ref != (cache.Ref{}) {
-		rec.Layer, rec.Key = lower.Ref.Layer, lower.Ref.Key.String()
-	}
+	rec := newRecord(m, lower)
 	if old == nil || !old.same(rec) {
 		if err := writeRecord(p.dir, rec, o.Volatile); err != nil {
 			return "", err
@@ -192,18 +180,6 @@ func (p layerPaths) mayChangeMapping(id string, from, to idshift.Mapping) error 
 		return fmt.Errorf("mount layer %s: it was written under the mapping %s and cannot be mounted under %s: commit the container and start a new one from the image", id, from, to)
 	}
 	return nil
-}
-
-// releaseOld gives up the cache's entry that the layer used before.
-func (d *Driver) releaseOld(id string, old, now *record) {
-	if old == nil || old.Key == now.Key {
-		return
-	}
-	if ref, ok := old.ref(); ok {
-		if err := d.shifts.Release(ref, id); err != nil {
-			logrus.Debugf("shiftoverlay: release %s: %v", ref.Key, err)
-		}
-	}
 }
 
 // Remove implements graphdriver.Driver.
@@ -244,10 +220,4 @@ func (d *Driver) stageRemoval(id string) (func() error, error) {
 func (d *Driver) Cleanup() error {
 	d.trimCache()
 	return d.Driver.Cleanup()
-}
-
-// layerExists tells whether this store has a layer.
-func (d *Driver) layerExists(id string) bool {
-	_, err := os.Lstat(filepath.Join(d.home, id))
-	return err == nil || d.Driver.Exists(id)
 }

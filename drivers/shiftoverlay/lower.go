@@ -53,8 +53,8 @@ func (d *Driver) mountLower(id string, p layerPaths, chain []shifter.Layer, l sh
 
 // attachPoint makes the folder where an image is mounted for the time of a
 // call. What a crash has left there goes.
-func (d *Driver) attachPoint(id string) (string, error) {
-	at := filepath.Join(d.runHome, "attach", id)
+func (s *site) attachPoint(id string) (string, error) {
+	at := filepath.Join(s.runHome, "attach", id)
 	if err := os.MkdirAll(at, 0o700); err != nil {
 		return "", fmt.Errorf("mount layer %s: %w", id, err)
 	}

@@ -237,6 +237,3 @@ func warming(user string) bool {
 	n, err := strconv.Atoi(pid)
 	return ok && err == nil && n > 0 && warmName(n) == user
 }
-
-// userAlive tells whether somebody who is registered with an entry may need it.
-func (d *Driver) userAlive(user string) bool { return d.layerExists(user) || warming(user) }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/cache"
+	"github.com/shiftoverlay/shiftoverlay/internal/shifter"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
 
@@ -29,6 +30,15 @@ type record struct {
 	// empty if it used none.
 	Layer string `json:"layer,omitempty"`
 	Key   string `json:"key,omitempty"`
+}
+
+// newRecord notes a mount with a shifted lower.
+func newRecord(m idshift.Mapping, l shifter.Lower) *record {
+	rec := &record{Mapping: m, Engine: l.Engine}
+	if l.Ref != (cache.Ref{}) {
+		rec.Layer, rec.Key = l.Ref.Layer, l.Ref.Key.String()
+	}
+	return rec
 }
 
 // ref returns the entry of the cache that the record names.

@@ -16,6 +16,19 @@ type DirBuffer struct{ buf []byte }
 // tell). name is used in errors only. The layout of the records is that of
 // struct linux_dirent64, getdents64(2).
 func (b *DirBuffer) Read(fd int, name string, yield func(name string, typ uint8) error) error {
+	return b.read(fd, name, func(name string, typ uint8, _ uint64) error { return yield(name, typ) })
+}
+
+// ReadInodes is Read with inode numbers; that of a mount point is the folder's
+// below the mount.
+func (b *DirBuffer) ReadInodes(fd int, name string, yield func(name string, ino uint64)) error {
+	return b.read(fd, name, func(name string, _ uint8, ino uint64) error {
+		yield(name, ino)
+		return nil
+	})
+}
+
+func (b *DirBuffer) read(fd int, name string, yield func(name string, typ uint8, ino uint64) error) error {
 	if b.buf == nil {
 		b.buf = make([]byte, 64<<10)
 	}
@@ -38,7 +51,7 @@ func (b *DirBuffer) Read(fd int, name string, yield func(name string, typ uint8)
 				rec = rec[:i]
 			}
 			if s := string(rec); s != "." && s != ".." {
-				if err := yield(s, p[18]); err != nil {
+				if err := yield(s, p[18], binary.NativeEndian.Uint64(p)); err != nil {
 					return err
 				}
 			}

@@ -22,8 +22,13 @@ type Tree struct {
 
 // Clone returns a second mount of a folder and what is mounted below it
 // (open_tree(2)).
-func Clone(dir string) (*Tree, error) {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+func Clone(dir string) (*Tree, error) { return clone(dir, unix.AT_RECURSIVE) }
+
+// CloneOne is Clone without what is mounted below the folder.
+func CloneOne(dir string) (*Tree, error) { return clone(dir, 0) }
+
+func clone(dir string, flags uint) (*Tree, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|flags)
 	if err != nil {
 		return nil, &os.PathError{Op: "open_tree", Path: dir, Err: err}
 	}
@@ -54,6 +59,19 @@ func (t *Tree) Path() string { return procFD(t.fd) }
 // procFD is a path of an open file that is valid in this process and shorter
 // than any limit (proc_pid_fd(5)).
 func procFD(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// File returns a file that is the tree, too, for FromFile in another process. The
+// caller closes it.
+func (t *Tree) File() (*os.File, error) {
+	fd, err := unix.FcntlInt(uintptr(t.fd), unix.F_DUPFD_CLOEXEC, 3) //nolint:gosec // a descriptor
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(fd), "mount"), nil //nolint:gosec // a descriptor
+}
+
+// FromFile returns the tree of a file, which stays open as long as it is used.
+func FromFile(f *os.File) *Tree { return &Tree{fd: int(f.Fd())} } //nolint:gosec // a descriptor
 
 // Idmap maps the IDs of the tree as the user namespace behind the descriptor
 // does (mount_setattr(2), MOUNT_ATTR_IDMAP). The tree must not be attached.

@@ -50,10 +50,10 @@ func (l Lower) Close() error {
 	return l.Tree.Close()
 }
 
-// durableAfter is how long after a build an entry is made durable: by then the
+// DurableAfter is how long after a build an entry is made durable: by then the
 // kernel has written most of it by itself (vm.dirty_expire_centisecs, 30 s by
 // default), so that little is left to wait for.
-const durableAfter = 45 * time.Second
+const DurableAfter = 45 * time.Second
 
 // Prepare makes what the plan needs. user is who needs it, until Release of
 // the lower's Ref. Prepare may take as long as a build; cancelling ctx ends
@@ -95,12 +95,12 @@ func (s *Shifter) acquire(ctx context.Context, p Plan, ref cache.Ref, user strin
 		return nil, fmt.Errorf("describe shifted lower: %w", err)
 	}
 	e, err := s.o.Cache.Acquire(ctx, ref, user, b)
-	if err == nil && !b.Disposable && !e.Durable() && e.Age() > durableAfter {
-		go func() {
+	if err == nil && !b.Disposable && !e.Durable() && e.Age() > DurableAfter {
+		s.o.Later(func() {
 			if err := s.o.Cache.MarkDurable(context.WithoutCancel(ctx), ref); err != nil {
 				s.o.Debugf("mark %s durable: %v", ref.Key, err)
 			}
-		}()
+		})
 	}
 	return e, err
 }

@@ -44,6 +44,9 @@ type Options struct {
 	// UserNS makes a user namespace with a mapping and returns a descriptor of
 	// it, which the caller closes. It is needed if Env.ErofsIdmap is empty.
 	UserNS func(m idshift.Mapping) (int, error)
+	// Later, if set, is given work that no mount need wait for; else that has a
+	// goroutine of its own.
+	Later func(work func())
 	// Debugf, if set, is told about decisions and durations.
 	Debugf func(format string, args ...any)
 }
@@ -62,6 +65,9 @@ type Shifter struct {
 func New(o Options) (*Shifter, error) {
 	if o.Debugf == nil {
 		o.Debugf = func(string, ...any) {}
+	}
+	if o.Later == nil {
+		o.Later = func(work func()) { go work() }
 	}
 	list := engines(o.Env)
 	c, err := engine.Choose(list, o.Engine, o.Env)

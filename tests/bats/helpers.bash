@@ -9,6 +9,9 @@
 # the tests of that file with ENGINE, one of
 #   auto idmap erofs metacopy copyup                what shiftoverlay.conf says
 #   erofs-noidmap metacopy-noidmap copyup-noidmap   the same, and idmapped mounts disabled
+#   program program-erofs program-metacopy          the distribution's own podman and
+#                                                   buildah, with driver = "overlay" and
+#                                                   mount_program = shiftoverlay-mount
 # All others run with auto.
 
 # An error in $(...) counts, too.
@@ -30,7 +33,15 @@ case ${BATS_TEST_FILENAME##*/} in
 	BATS_TEST_NAME_PREFIX="[$VARIANT] "
 	;;
 esac
-ENGINE=${VARIANT%-noidmap}
+ENGINE=${VARIANT%-noidmap} PROGRAM=''
+case $VARIANT in
+program*)
+	PROGRAM=$BUILD/shiftoverlay-mount
+	ENGINE=${VARIANT#program}
+	ENGINE=${ENGINE#-}
+	: "${ENGINE:=auto}"
+	;;
+esac
 
 # The image that nearly every test uses: hack/images.sh says what is in it.
 IMAGE=localhost/bb
@@ -59,7 +70,12 @@ basic_setup() {
 	MOUNTS_BEFORE=$(mounts)
 	PIDS_BEFORE=$(pids)
 	LOOPS_BEFORE=$(loops)
-	use_store s shiftoverlay
+	if [ -n "$PROGRAM" ]; then
+		PATH=$BUILD/stock:$PATH
+		use_store s overlay
+	else
+		use_store s shiftoverlay
+	fi
 	sandbox_engine "$ENGINE"
 	set_idmap
 }
@@ -73,10 +89,13 @@ set_idmap() {
 }
 
 # use_store NAME DRIVER [MOUNTOPT]: a store of this test becomes the one that
-# podman and buildah use; it is made when it is not there. Sets GRAPH and RUN.
+# podman and buildah use; it is made when it is not there. Sets GRAPH, RUN and
+# DRIVER. Where the file's variant has a mount program, so has overlay.
 use_store() {
 	sandbox_store "$WORK/$1" "$2" "${3:-}"
-	GRAPH=$WORK/$1/graph RUN=$WORK/$1/run DRIVER=$2
+	[ -z "$PROGRAM" ] || [ "$2" != overlay ] ||
+		printf '[storage.options.overlay]\nmount_program = "%s"\n' "$PROGRAM" >>"$CONTAINERS_STORAGE_CONF"
+	GRAPH=$WORK/$1/graph RUN=$WORK/$1/run DRIVER=$2 CACHE=$WORK/$1/graph/$2-shifted
 	case " ${STORES:-} " in
 	*" $1:$2 "*) ;;
 	*) STORES="${STORES:-} $1:$2" ;;
@@ -199,15 +218,27 @@ layer_of() {
 	[ -d "$UPPER" ] || die "no folder $UPPER"
 }
 
-# status_row ROW: what podman info says about the driver.
+# status_row ROW: what podman info says about the driver; with a mount program,
+# podman knows nothing of what that does.
 status_row() {
+	case "$PROGRAM:$1" in
+	?*:'Shift engine')
+		output=$("$BUILD/podman" --root "$WORK/info" --runroot "$WORK/info-run" --storage-driver shiftoverlay \
+			info --format "{{index .Store.GraphStatus \"$1\"}}")
+		return
+		;;
+	?*:'Shift cache entries')
+		output=$(find "$CACHE" -mindepth 2 -maxdepth 2 -regextype egrep -regex '.*/[0-9a-f]{64}/[0-9a-f]{64}' 2>/dev/null | wc -l)
+		return
+		;;
+	esac
 	run_podman info --format "{{index .Store.GraphStatus \"$1\"}}"
 }
 
 # record CONTAINER QUERY: sets RECORD to a part of the mapping record, by a jq query.
 record() {
 	layer_of "$1"
-	RECORD=$(jq -r "$2" "$GRAPH/shiftoverlay/$LAYER/shiftoverlay.json")
+	RECORD=$(jq -r "$2" "$GRAPH/$DRIVER/$LAYER/shiftoverlay.json")
 }
 
 # expected_engine: the engine that the file's variant stands for. auto is the
@@ -217,7 +248,9 @@ expected_engine() {
 		echo "$ENGINE"
 		return
 	fi
-	podman info --format '{{index .Store.GraphStatus "Shift engine"}}'
+	local output
+	status_row 'Shift engine' >/dev/null
+	echo "$output"
 }
 
 # entries N: how many entries of the cache N mappings of one image make. With
@@ -355,6 +388,7 @@ EMPTY_STORE+='|secrets(/secrets\.lock|/secretsdata\.(json|lock))?|artifacts(/.*)
 EMPTY_STORE+='|DRIVER-images/images\.(lock|json)|DRIVER-containers/(volatile-)?containers\.(lock|json)'
 EMPTY_STORE+='|DRIVER-layers/(layers\.(lock|json)|volatile-layers\.json|tmp)'
 EMPTY_STORE+='|DRIVER|DRIVER/(l|tempdirs|staging|backingFsBlockDev|\.has-mount-program|\.staging-dir-locks?)|staging'
+EMPTY_STORE+='|libpod/bolt_state\.db|mounts|tmp|volumes/backingFsBlockDev' # of podman 4
 EMPTY_STORE+='|DRIVER-shifted|DRIVER-shifted/(tmp|locks|trash|version|locks/[a-z-]+-?[0-9]*))$'
 
 EMPTY_RUN='^(DRIVER-(layers|containers|locks)|DRIVER-layers/mountpoints\.(json|lock)|DRIVER-locks/.*|networks(/.*)?'
@@ -394,6 +428,8 @@ clean_store() {
 	if compgen -G "$GRAPH/*-containers/$id*" >/dev/null; then run_podman rm -f -t 0 -a || return; fi
 	if compgen -G "$GRAPH/volumes/*" >/dev/null; then run_podman volume rm -f -a || return; fi
 	if compgen -G "$GRAPH/*-images/$id*" >/dev/null; then run_podman rmi -f -a || return; fi
+	# Nobody tells a mount program that an image is gone; the next mount sees it.
+	[ -z "$PROGRAM" ] || [ ! -d "$GRAPH/overlay" ] || "$PROGRAM" --upkeep "$GRAPH"
 }
 
 # basic_teardown: clean all stores of the test, look for leaks, remove its files.

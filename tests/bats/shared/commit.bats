@@ -6,6 +6,8 @@ load helpers
 
 AUTO=--userns=auto:size=65536
 OTHER=(--uidmap=0:100000:40000 --uidmap=40000:300000:25536 --gidmap=0:200000:65536)
+# In several pieces, the library does not leave it to a mount program.
+[ -z "$PROGRAM" ] || OTHER=(--uidmap=0:100000:65536 --gidmap=0:200000:65536)
 
 # start NAME RUN-OPTIONS... : a container that does nothing.
 start() {
@@ -33,6 +35,8 @@ same_tree() {
 in_layer() {
 	layer_of "$1"
 	run find "$UPPER" -mindepth 1 -printf '%y %P %U:%G\n'
+	# With a mount program, the library unpacks whiteouts as the archive has them.
+	[ -z "$PROGRAM" ] || output=$(sed -E 's,^f (.*/)?\.wh\.,c \1,' <<<"$output")
 	output=$(grep -vE '^. (etc|etc/(hostname|hosts|mtab|resolv\.conf)|run|run/\.containerenv) 0:0$' <<<"$output" | sort)
 }
 
@@ -109,6 +113,8 @@ mkdir -m 0 /srv/closed; chown 65534:65534 /srv/closed; touch /srv/closed/file
 	run_podman exec four stat -c %u:%g /one /two /three /four /srv/three/user1000
 	is "$output" $'1:1\n4:4\n1000:1000\n0:0\n1000:1000' "owners in the fourth generation"
 	state four
+	# The library's comparison of two trees does not see a new link to an old file.
+	[ -z "$PROGRAM" ] || STATE=$(grep -v '^hard links: /one ' <<<"$STATE")
 	run_podman stop -t 0 four
 	run_podman commit -q four localhost/four
 	same_tree "$STATE" localhost/four
@@ -141,6 +147,8 @@ mkdir -m 0 /srv/closed; chown 65534:65534 /srv/closed; touch /srv/closed/file
 	local first
 	run_podman image inspect --format '{{index .RootFS.Layers 1}}' localhost/first
 	first=$output
+	assert "$first" =~ ^sha256: "digest of the layer"
+	[ -z "$PROGRAM" ] || return 0 # then the library makes the layer, with whiteouts of now
 	run_podman image inspect --format '{{index .RootFS.Layers 1}}' localhost/second
 	is "$output" "$first" "digest of the layer"
 }
@@ -150,13 +158,19 @@ mkdir -m 0 /srv/closed; chown 65534:65534 /srv/closed; touch /srv/closed/file
 	run_podman run --name c "$AUTO" "$IMAGE" sh -c 'mkdir /srv/dir; echo x >/srv/dir/odd'
 	layer_of c
 	chown 4242:0 "$UPPER/srv/dir/odd"
+	if [ -n "$PROGRAM" ]; then # then the library makes the layer of what it sees
+		run_podman commit -q c localhost/new
+		run_podman run --rm localhost/new stat -c %u:%g /srv/dir/odd
+		is "$output" 65534:65534 "owner in the new image: nobody, as containers see it"
+		return
+	fi
 	run_podman '?' commit -q c localhost/new
 	assert "$status" -ne 0 "exit status"
 	assert "$output" =~ 'srv/dir/odd' "message: the path"
 	assert "$output" =~ 4242 "message: the ID"
 	run_podman images -q
 	is "${#lines[@]}" 1 "images"
-	is "$(find "$GRAPH/shiftoverlay" -mindepth 1 -maxdepth 1 -regextype egrep -regex '.*/[0-9a-f]{64}' | wc -l)" 2 "layers in the store"
+	is "$(find "$GRAPH/$DRIVER" -mindepth 1 -maxdepth 1 -regextype egrep -regex '.*/[0-9a-f]{64}' | wc -l)" 2 "layers in the store"
 }
 
 @test "save and load, push and pull" {
@@ -176,9 +190,12 @@ mkdir -m 0 /srv/closed; chown 65534:65534 /srv/closed; touch /srv/closed/file
 	# The owners in the layer's tar, without a store in between.
 	layer=$(jq -r '.layers[1].digest | sub("sha256:"; "")' "$WORK/out/dir/manifest.json")
 	assert "$(tar --numeric-owner -tvf "$WORK/out/dir/$layer")" =~ '33/34 '[^/]*' srv/new' "the pushed layer"
-	use_store other shiftoverlay
+	use_store other "$DRIVER"
 	sandbox_engine "$ENGINE"
-	for from in "oci-archive:$WORK/out/oci.tar" "docker-archive:$WORK/out/docker.tar" "dir:$WORK/out/dir" "oci:$WORK/out/oci:new"; do
+	local sources=("oci-archive:$WORK/out/oci.tar" "docker-archive:$WORK/out/docker.tar" "dir:$WORK/out/dir" "oci:$WORK/out/oci:new")
+	# podman 4 takes an oci: path for a name, which may not have capitals.
+	[ -z "$PROGRAM" ] || unset 'sources[3]'
+	for from in "${sources[@]}"; do
 		run_podman rmi -f -a
 		run_podman pull -q "$from"
 		run_podman tag "$output" localhost/pulled

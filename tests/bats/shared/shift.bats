@@ -100,6 +100,10 @@ merged() {
 	run_podman exec --user 1000:1000 c sh -c 'echo x >/srv/shift/setgid/new && stat -c %u:%g /srv/shift/setgid/new'
 	is "$output" 1000:1000 "owner of a new file inside"
 	is "$(owner "$M/srv/shift/setgid/new")" 300000:400000 "owner of a new file outside"
+	if [ -n "$PROGRAM" ]; then # of several extents, the library makes another image
+		run_podman unmount c
+		return
+	fi
 	record c '[.uids[] | "\(.container_id):\(.host_id):\(.size)"] | join(",")'
 	is "$RECORD" 0:100000:1000,1000:300000:1,1001:101001:64535 "mapping record"
 	run_podman unmount c
@@ -197,8 +201,8 @@ merged() {
 	run_podman stop -t 0 c
 	if builds; then
 		# What was not yet on disk when the power failed is damaged.
-		find "$GRAPH/shiftoverlay-shifted" -path '*/etc/passwd' -exec chown 7:7 {} +
-		find "$GRAPH/shiftoverlay-shifted" -name image.erofs -exec truncate -s 4096 {} +
+		find "$CACHE" -path '*/etc/passwd' -exec chown 7:7 {} +
+		find "$CACHE" -name image.erofs -exec truncate -s 4096 {} +
 	fi
 	# A new boot ID; no container can be started while something covers a
 	# file in /proc, but mounted.
@@ -303,6 +307,8 @@ merged() {
 	run_podman exec c sh -c 'dd if=/dev/zero of=/megabyte bs=1024 count=1024 2>/dev/null; chown 5:5 /bin/busybox'
 	run_podman container inspect --size --format '{{.SizeRw}}' c
 	assert "$output" -ge 1048576 "size of the container's layer"
+	# With a mount program the library compares trees, and a changed file counts whole.
+	[ -z "$PROGRAM" ] || return 0
 	assert "$output" -lt 1200000 "size of the container's layer, with a file of 1.9 MB that was given to somebody else"
 	run_podman system df --format json
 	is "$(jq '[.[] | select(.Type == "Containers")][0].Total' <<<"$output")" 1 "containers in podman system df"
@@ -314,6 +320,7 @@ merged() {
 	import
 	start c "$AUTO"
 	run_podman exec c sh -c 'echo hi >/new'
+	PATH=$BUILD:$PATH # podman 4 does not have the command
 	run_podman system check
 	is "$output" '' "podman system check"
 	run_podman run --rm "$AUTO" "$IMAGE" true
@@ -414,7 +421,7 @@ merged() {
 	assert "$output" =~ '7000[01]' "message: the ID"
 	run_podman ps -a -q
 	is "$output" '' "containers"
-	is "$(find "$GRAPH/shiftoverlay-shifted" -path '*odd*' 2>/dev/null)" '' "files in the cache"
+	is "$(find "$CACHE" -path '*odd*' 2>/dev/null)" '' "files in the cache"
 	# Without a mapping, and under one that has the IDs, it runs.
 	run_podman run --rm localhost/odd stat -c %u:%g /srv/odd/file
 	is "$output" 70000:0 "owner without a mapping"
@@ -428,21 +435,23 @@ merged() {
 	status_row 'Shift cache entries'
 	is "$output" "$(entries 1)" "entries after the first container"
 	local first
-	first=$(find "$GRAPH/shiftoverlay-shifted" \( -path '*/etc/passwd' -o -name image.erofs \) -printf '%i %p\n' 2>/dev/null || true)
+	first=$(find "$CACHE" \( -path '*/etc/passwd' -o -name image.erofs \) -printf '%i %p\n' 2>/dev/null || true)
 	run_podman run --rm "${FIXED[@]}" "$IMAGE" true
 	# The same mapping in other words.
 	run_podman run --name c --uidmap 0:100000:30000 --uidmap 30000:130000:35536 --gidmap 0:200000:65536 "$IMAGE" true
 	status_row 'Shift cache entries'
 	is "$output" "$(entries 1)" "entries after three containers with one mapping"
-	is "$(find "$GRAPH/shiftoverlay-shifted" \( -path '*/etc/passwd' -o -name image.erofs \) -printf '%i %p\n' 2>/dev/null || true)" "$first" "the files of the entry"
+	is "$(find "$CACHE" \( -path '*/etc/passwd' -o -name image.erofs \) -printf '%i %p\n' 2>/dev/null || true)" "$first" "the files of the entry"
 	run_podman run --rm --uidmap=0:100000:65536 --gidmap=0:300000:65536 "$IMAGE" true
 	status_row 'Shift cache entries'
 	is "$output" "$(entries 2)" "entries after another mapping"
 	run_podman rm c
 	run_podman rmi "$IMAGE"
+	# Nobody tells a mount program; it sees it at the next mount, or when asked.
+	[ -z "$PROGRAM" ] || "$PROGRAM" --upkeep "$GRAPH"
 	status_row 'Shift cache entries'
 	is "$output" 0 "entries without the image"
-	is "$(find "$GRAPH/shiftoverlay-shifted" -path '*/etc*' 2>/dev/null || true)" '' "files in the cache"
+	is "$(find "$CACHE" -path '*/etc*' 2>/dev/null || true)" '' "files in the cache"
 }
 
 @test "containers that start at once share one shifted lower" {

@@ -1,0 +1,228 @@
+package shiftoverlay
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/containers/storage/pkg/unshare"
+	"golang.org/x/sys/unix"
+
+	"github.com/shiftoverlay/shiftoverlay/internal/config"
+	"github.com/shiftoverlay/shiftoverlay/internal/probe"
+	"github.com/shiftoverlay/shiftoverlay/internal/shifter"
+	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
+)
+
+// programRun is where a mount program keeps what does not outlive a boot: the
+// storage library does not tell it the run root.
+const programRun = "/run/shiftoverlay"
+
+// mountProgramFlag is the file in overlay's home that says that a mount program
+// was used; as long as it is there, the library looks for one
+// (drivers/overlay/overlay.go of containers/storage).
+const mountProgramFlag = ".has-mount-program"
+
+// HandOverError says that nothing was mounted, and that fuse-overlayfs can do it.
+type HandOverError struct{ Reason string }
+
+func (e *HandOverError) Error() string { return e.Reason }
+
+// Program mounts for the overlay driver, as its mount_program, with the engines
+// and the cache of this driver. It is not safe for concurrent use; several
+// processes may work on one store.
+type Program struct {
+	site
+	report probe.Report
+	conf   config.Config
+	// unsettled says that something in the cache ought to be written to the disk.
+	unsettled bool
+}
+
+// OpenProgram starts for a store whose overlay driver's home is given. Its error
+// may be a HandOverError.
+func OpenProgram(home string) (*Program, error) {
+	if unshare.IsRootless() || os.Geteuid() != 0 {
+		return nil, &HandOverError{"the kernel lets only root use overlay's trusted attributes"}
+	}
+	conf, err := config.Load(os.Getenv, false, 0)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256([]byte(home))
+	p := &Program{conf: conf, site: site{home: home, runHome: filepath.Join(programRun, hex.EncodeToString(sum[:8]))}}
+	if err := os.MkdirAll(p.runHome, 0o700); err != nil {
+		return nil, fmt.Errorf("make the run folder: %w", err)
+	}
+	if p.report, err = p.probe(); err != nil {
+		return nil, err
+	}
+	if !p.report.TrustedXattr.OK() {
+		return nil, &HandOverError{fmt.Sprintf("%s is on %s: %s", home, p.report.FileSystem, p.report.TrustedXattr)}
+	}
+	p.elsewhere = p.inOtherStore
+	p.later = func(func()) { p.unsettled = true } // this process ends with the mount
+	return p, nil
+}
+
+// Mount does what the library asks for. Without a mapping the result is a plain
+// overlay; with one it is the image with shifted owners below the container's
+// upper, which is written with host IDs, as overlay's own idmapped mounts do. A
+// container's layer that was mounted with a mapping and is now mounted without
+// one, which the library does to compare it with its image, shows container IDs
+// and can only be read.
+//
+// What is mounted at the target already is put aside and given to keeper. The
+// error may be a HandOverError.
+func (p *Program) Mount(ctx context.Context, c *ProgramCall, keeper Keeper) error {
+	m, err := p.newMount(c)
+	if err != nil {
+		return err
+	}
+	rec, err := readRecord(m.dir)
+	if err != nil {
+		return err
+	}
+	switch backwards := func() error { return m.backwards(rec) }; {
+	case c.Mapping == nil && rec != nil && mounted(c.Target):
+		return m.setAside(keeper, backwards)
+	case c.Mapping == nil && rec != nil:
+		return backwards()
+	case mounted(c.Target):
+		return m.setAside(keeper, nil)
+	case c.Mapping == nil || c.Mapping.IsIdentity() || m.foreign:
+		return m.plain(m.names(), nil)
+	}
+	if err := m.mayMap(rec, *c.Mapping); err != nil {
+		return err
+	}
+	return m.shifted(ctx, rec, *c.Mapping)
+}
+
+// start makes cache and shifter, which a plain mount does without.
+func (p *Program) start(m *programMount) error {
+	return p.startShifter(p.conf, p.report, driverOptions{mount: m.call.Options}, func() bool { return true })
+}
+
+// mayMap refuses an upper that was written under another mapping, or by
+// fuse-overlayfs, which leaves container IDs in it.
+func (m *programMount) mayMap(rec *record, to idshift.Mapping) error {
+	own := layerPaths{dir: m.dir, upper: m.call.Upper}
+	if m.call.Upper == "" {
+		return nil
+	}
+	if rec != nil {
+		if rec.Mapping.Equal(to) {
+			return nil
+		}
+		return own.mayChangeMapping(m.id, rec.Mapping, to)
+	}
+	entries, err := os.ReadDir(own.upper)
+	if err != nil {
+		return fmt.Errorf("mount layer %s: %w", m.id, err)
+	}
+	for _, e := range entries {
+		var st unix.Stat_t
+		if err := unix.Lstat(filepath.Join(own.upper, e.Name()), &st); err != nil {
+			return fmt.Errorf("mount layer %s: %w", m.id, err)
+		}
+		if _, _, host := to.ToContainer(st.Uid, st.Gid); host {
+			return nil // overlay's own idmapped mounts wrote it
+		}
+		if _, _, container := to.ToHost(st.Uid, st.Gid); container && st.Mode&unix.S_IFMT != unix.S_IFCHR {
+			return &HandOverError{fmt.Sprintf("container layer %s was written by fuse-overlayfs", m.id)}
+		}
+	}
+	return nil
+}
+
+// shifted mounts with a mapping.
+func (m *programMount) shifted(ctx context.Context, old *record, mapping idshift.Mapping) error {
+	p := m.p
+	if _, _, ok := mapping.ToHost(0, 0); !ok {
+		return fmt.Errorf("mount layer %s: the mapping %s has no root user: container ID 0 must have a host ID", m.id, mapping)
+	}
+	if err := p.start(m); err != nil {
+		return err
+	}
+	plan, err := p.shifts.Plan(shifter.Request{Chain: m.chain, Mapping: mapping})
+	if err != nil {
+		return fmt.Errorf("mount layer %s: %w", m.id, err)
+	}
+	lower, err := p.shifts.Prepare(ctx, plan, m.id)
+	if err != nil {
+		return fmt.Errorf("mount layer %s: %w", m.id, err)
+	}
+	defer lower.Close()
+	rec := newRecord(mapping, lower)
+	if m.call.Upper != "" && (old == nil || !old.same(rec)) {
+		if err := writeRecord(m.dir, rec, slices.Contains(m.call.Options, "volatile")); err != nil {
+			return err
+		}
+		p.releaseOld(m.id, old, rec)
+	}
+	if err := m.mountLower(lower, mapping); err != nil {
+		return fmt.Errorf("mount layer %s: %w", m.id, err)
+	}
+	return nil
+}
+
+// NeedsUpkeep tells, after Mount, whether Upkeep has something to do.
+func (p *Program) NeedsUpkeep() bool {
+	return p.unsettled || p.cache != nil && p.trimDue() || p.orphans()
+}
+
+// Upkeep does what a mount need not wait for: it applies the limits of the cache,
+// removes what belongs to images and containers that are gone, and writes to the
+// disk what has been in the cache for a while.
+func (p *Program) Upkeep(ctx context.Context) error {
+	if _, err := os.Stat(p.home + cacheSuffix); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err := p.startShifter(p.conf, p.report, driverOptions{}, func() bool { return true }); err != nil {
+		return err
+	}
+	p.trimNow()
+	entries, err := p.cache.List(ctx)
+	for _, e := range entries {
+		if !e.Disposable && !e.Durable && time.Since(e.Built) > shifter.DurableAfter {
+			err = errors.Join(err, p.cache.MarkDurable(ctx, e.Ref))
+		}
+	}
+	return err
+}
+
+// RestoreStore makes a store, given by the home of its overlay driver, one that
+// this driver can use without a mount program: the whiteouts in all layers become
+// the kernel's, and the library's note about the mount program goes. The number
+// of layers is returned.
+func RestoreStore(home string) (int, error) {
+	if _, err := os.Stat(filepath.Join(home, "l")); err != nil {
+		return 0, fmt.Errorf("%s is not the overlay folder of a store: %w", home, err)
+	}
+	list, err := os.ReadDir(home)
+	if err != nil {
+		return 0, fmt.Errorf("list layers: %w", err)
+	}
+	n := 0
+	for _, l := range list {
+		dir := filepath.Join(home, l.Name())
+		if st, err := os.Stat(filepath.Join(dir, "diff")); err != nil || !st.IsDir() {
+			continue
+		}
+		if err := convertLayer(dir, ""); err != nil {
+			return n, err
+		}
+		n++
+	}
+	if err := os.Remove(filepath.Join(home, mountProgramFlag)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return n, fmt.Errorf("remove the library's note: %w", err)
+	}
+	return n, nil
+}

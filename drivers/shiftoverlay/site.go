@@ -1,0 +1,167 @@
+package shiftoverlay
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"github.com/containers/storage/pkg/idmap"
+	"github.com/containers/storage/pkg/idtools"
+	"github.com/containers/storage/pkg/unshare"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"github.com/shiftoverlay/shiftoverlay/internal/cache"
+	"github.com/shiftoverlay/shiftoverlay/internal/config"
+	"github.com/shiftoverlay/shiftoverlay/internal/engine"
+	"github.com/shiftoverlay/shiftoverlay/internal/linux"
+	"github.com/shiftoverlay/shiftoverlay/internal/probe"
+	"github.com/shiftoverlay/shiftoverlay/internal/shifter"
+	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
+)
+
+// site is where a store's layers are, and what shifts them there.
+type site struct {
+	home    string // the folder for layers
+	runHome string // for what does not outlive a boot
+	// shifts is nil if a mount program does the mounting, and then all is
+	// left to overlay.
+	shifts *shifter.Shifter
+	cache  *cache.Cache
+	trim   cache.TrimOptions
+	// elsewhere tells whether an additional image store has a layer; nil if
+	// there are none.
+	elsewhere func(id string) bool
+	// later takes work that no mount need wait for; nil for goroutines.
+	later func(work func())
+	// managed says that a Manager decides what is trimmed, and when.
+	managed bool
+}
+
+// layerExists tells whether this store has a layer, or one that it reads.
+func (s *site) layerExists(id string) bool {
+	_, err := os.Lstat(filepath.Join(s.home, id))
+	return err == nil || s.elsewhere != nil && s.elsewhere(id)
+}
+
+// userAlive tells whether somebody who is registered with an entry may need it.
+func (s *site) userAlive(user string) bool { return s.layerExists(user) || warming(user) }
+
+// probe finds out what works on the store's file system.
+func (s *site) probe() (probe.Report, error) {
+	return probe.Run(probe.Options{
+		Dir:      filepath.Dir(s.home),
+		Remember: filepath.Join(s.runHome, "shiftoverlay-probe.json"),
+		UserNS: func() (string, func(), error) {
+			one := []idtools.IDMap{{ContainerID: 0, HostID: 1, Size: 1}}
+			return holdUserNS(one, one)
+		},
+	})
+}
+
+// holdUserNS makes a user namespace, which lasts until cleanup or as long as
+// its file is open, and returns the file's path.
+func holdUserNS(uids, gids []idtools.IDMap) (path string, cleanup func(), err error) {
+	pid, cleanup, err := idmap.CreateUsernsProcess(uids, gids)
+	if err != nil {
+		return "", nil, err
+	}
+	return "/proc/" + strconv.Itoa(pid) + "/ns/user", cleanup, nil
+}
+
+// userNS makes a user namespace with a mapping and returns a descriptor of it.
+func userNS(m idshift.Mapping) (int, error) {
+	path, cleanup, err := holdUserNS(idMaps(m.UIDs), idMaps(m.GIDs))
+	if err != nil {
+		return -1, err
+	}
+	defer cleanup()
+	return linux.Openat(unix.AT_FDCWD, path, unix.O_RDONLY, 0)
+}
+
+// startShifter makes the cache and the shifter. idmapped tells whether overlay
+// takes idmapped mounts as lowers.
+func (s *site) startShifter(conf config.Config, report probe.Report, opts driverOptions, idmapped func() bool) error {
+	unmapped, err := idshift.ParseUnmapped(conf.Unmapped)
+	if err != nil {
+		return err
+	}
+	s.cache, err = cache.Open(s.home+cacheSuffix, cache.Options{BootID: report.BootID, Logf: logrus.Debugf})
+	if err != nil {
+		return err
+	}
+	s.trim = cache.TrimOptions{
+		MaxSize:     conf.CacheMaxSize,
+		MaxAge:      conf.CacheMaxAge,
+		UserAlive:   s.userAlive,
+		LayerExists: s.layerExists,
+	}
+	s.shifts, err = shifter.New(shifter.Options{
+		Settings: shifter.Settings{Engine: conf.Engine, Unmapped: unmapped, Workers: conf.Workers},
+		Cache:    s.cache,
+		Env:      s.env(report, opts, conf, unmapped, idmapped),
+		UserNS:   userNS,
+		Later:    s.later,
+		Debugf:   func(f string, a ...any) { logrus.Debugf("shiftoverlay: "+f, a...) },
+	})
+	return err
+}
+
+// env puts together what engines ask for.
+func (s *site) env(report probe.Report, opts driverOptions, conf config.Config, unmapped idshift.Unmapped, idmapped func() bool) engine.Env {
+	var e engine.Env
+	// Of idmapped mounts in general, whatever the file system.
+	noIdmap := ""
+	switch {
+	case unshare.IsRootless():
+		e.Idmap = "the kernel allows idmapped mounts to root only"
+		e.Erofs = "the kernel allows EROFS mounts to root only"
+		e.Metacopy = "the kernel lets only root use trusted.overlay.metacopy"
+		return e
+	case unmapped == idshift.Refuse:
+		noIdmap = `idmapped mounts cannot refuse unmapped IDs (unmapped = "refuse")`
+	case os.Getenv("_CONTAINERS_OVERLAY_DISABLE_IDMAP") == "yes":
+		noIdmap = "idmapped mounts are disabled by _CONTAINERS_OVERLAY_DISABLE_IDMAP"
+	}
+	switch {
+	case noIdmap != "":
+		e.Idmap = noIdmap
+	case !report.IdmapMount.OK():
+		e.Idmap = fmt.Sprintf("%s on kernel %s does not allow idmapped mounts: %s", report.FileSystem, report.Kernel, report.IdmapMount)
+	case !idmapped():
+		e.Idmap = fmt.Sprintf("overlay on kernel %s does not take idmapped lowers", report.Kernel)
+	}
+	e.IdmapACL = string(report.IdmapACL)
+	if c := opts.metacopyConflict(); c != "" {
+		e.Metacopy = c
+	} else if !report.Metacopy.OK() {
+		e.Metacopy = fmt.Sprintf("%s on kernel %s: %s", report.FileSystem, report.Kernel, report.Metacopy)
+	}
+	e.Erofs, e.ErofsFile, e.ErofsData, e.ErofsIdmap = e.Metacopy, string(report.ErofsFile), string(report.ErofsData), string(report.ErofsIdmap)
+	if e.Erofs == "" && !report.Erofs.OK() {
+		e.Erofs = fmt.Sprintf("kernel %s: %s", report.Kernel, report.Erofs)
+	}
+	if noIdmap != "" {
+		e.ErofsIdmap = noIdmap
+	}
+	for way, reason := range map[string]*string{"file": &e.ErofsFile, "data-only": &e.ErofsData, "idmap": &e.ErofsIdmap} {
+		if slices.Contains(conf.ErofsWithout, way) {
+			*reason = "erofs_without"
+		}
+	}
+	return e
+}
+
+// releaseOld gives up the cache's entry that a layer used before.
+func (s *site) releaseOld(id string, old, now *record) {
+	if old == nil || old.Key == now.Key {
+		return
+	}
+	if ref, ok := old.ref(); ok {
+		if err := s.shifts.Release(ref, id); err != nil {
+			logrus.Debugf("shiftoverlay: release %s: %v", ref.Key, err)
+		}
+	}
+}
