@@ -104,6 +104,7 @@ func (s *site) startShifter(conf config.Config, report probe.Report, opts driver
 		Env:      s.env(report, opts, conf, unmapped, idmapped),
 		UserNS:   userNS,
 		Later:    s.later,
+		Slow:     s.slow(),
 		Debugf:   func(f string, a ...any) { logrus.Debugf("shiftoverlay: "+f, a...) },
 	})
 	return err

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/mount"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
@@ -53,6 +54,8 @@ type Job struct {
 	// Workers is the number of threads to use; 0 stands for one per
 	// processor.
 	Workers int
+	// Count, if set, counts files and folders that are done, for those who wait.
+	Count *atomic.Int64
 }
 
 // Builder is an Engine that makes a shifted lower on disk.

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -55,10 +57,47 @@ func (l Lower) Close() error {
 // default), so that little is left to wait for.
 const DurableAfter = 45 * time.Second
 
+// slowAfter is how long Prepare may take before somebody is told.
+const slowAfter = time.Second
+
 // Prepare makes what the plan needs. user is who needs it, until Release of
 // the lower's Ref. Prepare may take as long as a build; cancelling ctx ends
 // it.
 func (s *Shifter) Prepare(ctx context.Context, p Plan, user string) (Lower, error) {
+	if s.o.Slow == nil || p.Ref == (cache.Ref{}) {
+		return s.prepare(ctx, p, user, nil)
+	}
+	count := new(atomic.Int64)
+	defer s.watch(p, count)()
+	return s.prepare(ctx, p, user, count)
+}
+
+// watch calls Slow as long as its result has not been called.
+func (s *Shifter) watch(p Plan, count *atomic.Int64) (done func()) {
+	start := time.Now()
+	stop := make(chan struct{})
+	var ended sync.WaitGroup
+	ended.Go(func() {
+		tick := time.NewTicker(slowAfter)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+				s.o.Slow(p, time.Since(start), count.Load())
+			}
+		}
+	})
+	return func() {
+		close(stop)
+		ended.Wait()
+	}
+}
+
+// prepare is Prepare without telling; count may be nil.
+func (s *Shifter) prepare(ctx context.Context, p Plan, user string, count *atomic.Int64) (Lower, error) {
+	p.Job.Count = count
 	l := Lower{Engine: p.Engine.Name(), Ref: p.Ref}
 	if p.Ref == (cache.Ref{}) {
 		return l, nil
@@ -73,7 +112,7 @@ func (s *Shifter) Prepare(ctx context.Context, p Plan, user string) (Lower, erro
 		builtNow, err = s.image(ctx, e, p, user, &l)
 		if unfit, ok := errors.AsType[*engine.UnfitError](err); ok && p.Else != nil {
 			s.o.Debugf("layer %s: %v", p.Ref.Layer, unfit)
-			return s.Prepare(ctx, *p.Else, user)
+			return s.prepare(ctx, *p.Else, user, count)
 		}
 	}
 	if err != nil {
@@ -107,7 +146,14 @@ func (s *Shifter) acquire(ctx context.Context, p Plan, ref cache.Ref, user strin
 
 // build gets the folder that a Builder makes.
 func (s *Shifter) build(ctx context.Context, b engine.Builder, p Plan, user string) (lower string, now bool, err error) {
-	cb := cache.Builder{Build: func(ctx context.Context, dir string) error { return b.Build(ctx, dir, p.Job) }}
+	cb := cache.Builder{Build: func(ctx context.Context, dir string) error {
+		if err := preflight(ctx, dir, p.Job.Chain); errors.Is(err, unix.ENOSPC) {
+			return err
+		} else if err != nil {
+			s.o.Debugf("layer %s: %v", p.Ref.Layer, err) // the build will say it, too
+		}
+		return b.Build(ctx, dir, p.Job)
+	}}
 	if r, ok := b.(engine.Recycler); ok {
 		kin := key(p.Layers, b.Name(), b.Format(), "", 0)
 		cb.Kin = kin.String()
@@ -148,7 +194,7 @@ func (s *Shifter) image(ctx context.Context, i engine.Imager, p Plan, user strin
 func (s *Shifter) template(ctx context.Context, i engine.Imager, p Plan, user string) (*cache.Entry, error) {
 	e, err := s.acquire(ctx, p, p.Template, user, i.Format(), nil, cache.Builder{
 		Build: func(ctx context.Context, dir string) error {
-			return i.Template(ctx, dir, engine.Job{Chain: p.Job.Chain, Workers: p.Job.Workers})
+			return i.Template(ctx, dir, engine.Job{Chain: p.Job.Chain, Workers: p.Job.Workers, Count: p.Job.Count})
 		},
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"io"
 	"slices"
+	"time"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/cache"
 	"github.com/shiftoverlay/shiftoverlay/internal/engine"
@@ -44,6 +45,11 @@ type Options struct {
 	// UserNS makes a user namespace with a mapping and returns a descriptor of
 	// it, which the caller closes. It is needed if Env.ErofsIdmap is empty.
 	UserNS func(m idshift.Mapping) (int, error)
+	// Slow, if set, is called each second while Prepare waits for something to be
+	// made, by itself or by another process, with the number of files and folders
+	// that this one has done. It is called in another goroutine, and not any more
+	// when Prepare has returned.
+	Slow func(p Plan, since time.Duration, files int64)
 	// Later, if set, is given work that no mount need wait for; else that has a
 	// goroutine of its own.
 	Later func(work func())

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path"
 	"runtime"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -126,6 +127,9 @@ type WalkOptions struct {
 	Workers int
 	// Namespace is TrustedOverlay if empty.
 	Namespace Namespace
+	// Count, if set, counts the entries of the directories that the sink is done
+	// with. It may be read while the walk goes on.
+	Count *atomic.Int64
 }
 
 // LayerError says that a layer holds something that has no meaning in a

@@ -223,6 +223,9 @@ func (t *worker) directory(p pending) ([]pending, error) {
 	if err := t.sink.Directory(t.ctx, d); err != nil {
 		return nil, err
 	}
+	if t.opts.Count != nil {
+		t.opts.Count.Add(int64(len(d.Entries)))
+	}
 	var found []pending
 	for i := range d.Entries {
 		if e := &d.Entries[i]; e.IsDir() {

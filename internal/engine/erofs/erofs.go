@@ -93,7 +93,7 @@ func (e Engine) Note() string {
 // Template implements engine.Imager.
 func (e Engine) Template(ctx context.Context, dir string, job engine.Job) error {
 	return create(dir, func(f *os.File) error {
-		o := erofs.Options{Layout: e.Layout, Workers: job.Workers}
+		o := erofs.Options{Layout: e.Layout, Workers: job.Workers, Count: job.Count}
 		_, err := erofs.Build(ctx, f, job.Chain, o)
 		unfit, ok := errors.AsType[*erofs.UnfitError](err)
 		if ok && unfit.LongPath && o.Layout == erofs.DataOnly {

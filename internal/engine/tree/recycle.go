@@ -31,7 +31,7 @@ func Recycle(ctx context.Context, root string, job engine.Job) error {
 	}
 	defer linux.Close(fd)
 	r := &recycler{rootFD: fd, shift: job.Shift, inodes: make(map[idshift.LinkKey]*inode)}
-	if err := idshift.Walk(ctx, job.Chain, idshift.WalkOptions{Workers: job.Workers}, r); err != nil {
+	if err := idshift.Walk(ctx, job.Chain, idshift.WalkOptions{Workers: job.Workers, Count: job.Count}, r); err != nil {
 		return err
 	}
 	return r.complete()

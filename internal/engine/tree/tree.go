@@ -77,7 +77,7 @@ func Build(ctx context.Context, root, links string, job engine.Job, fill Fill) (
 	}
 	defer linux.Close(lfd)
 	w := &writer{rootFD: rfd, shift: job.Shift, fill: fill, linksFD: lfd, links: make(map[idshift.LinkKey]*link)}
-	return idshift.Walk(ctx, job.Chain, idshift.WalkOptions{Workers: job.Workers}, w)
+	return idshift.Walk(ctx, job.Chain, idshift.WalkOptions{Workers: job.Workers, Count: job.Count}, w)
 }
 
 // tempMode lets a thread that works as somebody else fill a directory.

@@ -1,0 +1,108 @@
+package shifter
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shiftoverlay/shiftoverlay/internal/linux"
+	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
+)
+
+// What is free in such numbers need not be counted against an image.
+const (
+	plentyInodes = 4 << 20
+	plentyBytes  = 8 << 30
+)
+
+// entryBytes is what an inode without data and its name take on a file system,
+// at most: an inode of xfs has 512 bytes, an entry of a directory hardly more
+// than its name (measured: 340 bytes in all on ext4, 890 on xfs).
+const entryBytes = 1 << 10
+
+// preflight is an error that is unix.ENOSPC if the file system of dir has fewer
+// free inodes than a tree of the chain needs, or too few blocks for them. File
+// data is not counted, and nothing is where plenty is free. Other errors say that
+// it could not be found out.
+func preflight(ctx context.Context, dir string, chain []string) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	return fits(ctx, &fs, chain)
+}
+
+func fits(ctx context.Context, fs *unix.Statfs_t, chain []string) error {
+	inodes := int64(fs.Ffree) //nolint:gosec // no file system has 2^63
+	if fs.Files == 0 {
+		inodes = plentyInodes // made as they are needed, as on btrfs
+	}
+	bytes := int64(fs.Bavail) * int64(fs.Bsize) //nolint:gosec // likewise
+	if inodes >= plentyInodes && bytes >= plentyBytes {
+		return nil
+	}
+	enough := func(entries int64) bool { return entries <= inodes && entries <= bytes/entryBytes }
+	// The sum of all layers is cheap to have, and nearly always enough.
+	var sum int64
+	var buf linux.DirBuffer
+	for _, layer := range chain {
+		fd, err := linux.OpenDir(unix.AT_FDCWD, layer)
+		if err != nil {
+			return err
+		}
+		n, err := countBelow(&buf, fd, layer)
+		if err != nil {
+			return err
+		}
+		sum += n
+	}
+	if enough(sum) {
+		return nil
+	}
+	var entries atomic.Int64
+	if err := idshift.Walk(ctx, chain, idshift.WalkOptions{Count: &entries}, countOnly{}); err != nil {
+		return err
+	}
+	if n := entries.Load() + 1; !enough(n) {
+		return fmt.Errorf("the image has %d files and folders, for which %d inodes and about %d MiB are needed: %w", n, n, (n*entryBytes)>>20, unix.ENOSPC)
+	}
+	return nil
+}
+
+// countBelow counts what is below an open folder, which it closes.
+func countBelow(buf *linux.DirBuffer, fd int, path string) (int64, error) {
+	defer func() { _ = linux.Close(fd) }()
+	var n int64
+	var below []string
+	err := buf.Read(fd, path, func(name string, typ uint8) error {
+		n++
+		if typ == unix.DT_DIR {
+			below = append(below, name)
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	for _, name := range below {
+		child, err := linux.OpenDir(fd, name)
+		if err != nil {
+			return 0, err
+		}
+		more, err := countBelow(buf, child, name)
+		if err != nil {
+			return 0, err
+		}
+		n += more
+	}
+	return n, nil
+}
+
+// countOnly is the sink of a walk that is done for its Count.
+type countOnly struct{}
+
+func (countOnly) Directory(context.Context, *idshift.Dir) error { return nil }
+func (countOnly) Release(*idshift.Dir)                          {}
