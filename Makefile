@@ -8,7 +8,7 @@ COMMANDS = $(notdir $(wildcard cmd/*))
 
 export BUILD := $(abspath $(BUILD))
 export GOFLAGS := -tags=$(TAGS) $(GOFLAGS)
-export FILTER FILES FUZZTIME STEPS
+export FILTER FILES FUZZTIME STEPS DESTDIR PREFIX
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := build
@@ -71,7 +71,7 @@ root-test: ## All Go tests as root in a sandbox; none may be skipped
 	@SHIFT_TEST_MUST_RUN=all hack/go-test.sh $(BUILD)/test/root.json ./...
 
 .PHONY: bats
-bats: podman buildah runc plugin-test shiftoverlay shiftoverlay-mount stock images ## Integration tests with real podman and buildah (FILTER=regexp: some)
+bats: podman buildah runc plugin-test shiftoverlay shiftoverlay-mount stock packages images ## Integration tests with real podman and buildah (FILTER=regexp: some)
 	@hack/bats.sh
 
 .PHONY: fuzz-short
@@ -99,6 +99,14 @@ vm-matrix: podman runc ## The driver on Debian's kernels, in emulation: docs/ker
 	@hack/vm/matrix.sh
 vm-selinux: deps ## Containers with SELinux enforcing, in emulation
 	@hack/vm/selinux.sh
+
+.PHONY: install uninstall packages
+install: deps ## Build and install our programs, manual pages and completions below $(DESTDIR)$(PREFIX), default /usr/local
+	@hack/install.sh
+uninstall: ## Remove what install installs
+	@hack/install.sh --remove
+packages: deps ## Make .deb and .rpm packages in $(BUILD)/packages
+	@hack/packages.sh
 
 .PHONY: test
 test: ## Everything CI runs, with a summary at the end

@@ -26,6 +26,15 @@ say() {
 	printf '[%4ds] %s\n' "$SECONDS" "$*" >&2
 }
 
+# tree_version: the version of this tree: the newest tag's, or else 0~DATE of the
+# last commit.
+tree_version() {
+	local v
+	v=$(git -C "$REPO" describe --tags --abbrev=0 2>/dev/null ||
+		git -C "$REPO" log -1 --format=0~%cd --date=format:%Y%m%d%H%M 2>/dev/null || echo 0~unknown)
+	echo "${v#v}"
+}
+
 # need PROGRAM...: stop with the remedy when a program is missing.
 need() {
 	local p missing=()

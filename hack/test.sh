@@ -120,6 +120,7 @@ step unit 'unit tests of the conformance tool' env GOFLAGS= go test -C tools/con
 if root_only 'root tests, tools, images and bats'; then
 	step tools 'podman, buildah and runc with the driver' hack/build-tools.sh
 	step tools "the distribution's podman and buildah" hack/stock.sh
+	step tools 'packages' hack/packages.sh
 	step images 'test images' hack/images.sh
 	step root 'root tests, none may be skipped' env SHIFT_TEST_MUST_RUN=all hack/go-test.sh "$logs/root.json" ./...
 	count_go root "$logs/root.json"

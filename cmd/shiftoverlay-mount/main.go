@@ -107,8 +107,14 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	return fmt.Errorf("cannot read the command line %q\n%s", strings.Join(args, " "), usage)
 }
 
-// version is the module's, as the program was built.
+// release is the version that the program was built as (-ldflags -X).
+var release string
+
+// version is that, or else the module's.
 func version() string {
+	if release != "" {
+		return release
+	}
 	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
 		return b.Main.Version
 	}
@@ -185,11 +191,15 @@ func restore(graphroot string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	n, err := shiftoverlay.RestoreStore(home)
+	r, err := shiftoverlay.RestoreStore(home)
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(stdout, "%d layers in %s have the kernel's whiteouts; take mount_program out of storage.conf, and see that mountopt there has metacopy=on\n", n, home)
+	text := fmt.Sprintf("%d layers in %s have the kernel's whiteouts; take mount_program out of storage.conf, and see that mountopt there has metacopy=on\n", r.Layers, home)
+	if r.InUse {
+		text += "The cache stays, because containers run; stop them and do this again to have it removed\n"
+	}
+	_, err = io.WriteString(stdout, text)
 	return err
 }
 

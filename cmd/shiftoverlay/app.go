@@ -63,8 +63,14 @@ func newRootCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// version is the module's, as the program was built.
+// release is the version that the program was built as (-ldflags -X).
+var release string
+
+// version is that, or else the module's.
 func version() string {
+	if release != "" {
+		return release
+	}
 	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
 		return b.Main.Version
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -143,7 +144,8 @@ type Warmed struct {
 // need under a mapping, exactly as its first mount would, so that this mount
 // finds it. The entry cannot be removed or recycled until Release is called
 // with the same user, a name from WarmUser; afterwards it is an entry like any
-// other that was just used. No lock of the store is held while it builds.
+// other that was just used. No lock of the store is held while it builds, and half of
+// the processors are left to others, unless shiftoverlay.conf has a number of workers.
 func (m *Manager) Warm(ctx context.Context, layer string, mapping idshift.Mapping, user string) (w Warmed, err error) {
 	if _, _, ok := mapping.ToHost(0, 0); !ok {
 		return w, fmt.Errorf("prepare layer %s: the mapping %s has no root user: container ID 0 must have a host ID", layer, mapping)
@@ -158,6 +160,11 @@ func (m *Manager) Warm(ctx context.Context, layer string, mapping idshift.Mappin
 	plan, err := m.d.shifts.Plan(shifter.Request{Chain: chain, Mapping: mapping})
 	if err != nil {
 		return w, fmt.Errorf("prepare layer %s: %w", layer, err)
+	}
+	for step := &plan; step != nil; step = step.Else {
+		if step.Job.Workers == 0 {
+			step.Job.Workers = max(1, runtime.NumCPU()/2) // others are at work here
+		}
 	}
 	if !warming(user) {
 		return w, fmt.Errorf("prepare layer %s: user %q is no process that lives; is /proc mounted?", layer, user)

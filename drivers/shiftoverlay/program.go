@@ -198,31 +198,44 @@ func (p *Program) Upkeep(ctx context.Context) error {
 	return err
 }
 
+// Restored says what RestoreStore did.
+type Restored struct {
+	Layers int // that have the kernel's whiteouts
+	// InUse says that the cache was left alone, because a layer is mounted.
+	InUse bool
+}
+
 // RestoreStore makes a store, given by the home of its overlay driver, one that
 // this driver can use without a mount program: the whiteouts in all layers become
-// the kernel's, and the library's note about the mount program goes. The number
-// of layers is returned.
-func RestoreStore(home string) (int, error) {
+// the kernel's, the library's note about the mount program goes, and so does the
+// cache, unless a layer is mounted.
+func RestoreStore(home string) (r Restored, err error) {
 	if _, err := os.Stat(filepath.Join(home, "l")); err != nil {
-		return 0, fmt.Errorf("%s is not the overlay folder of a store: %w", home, err)
+		return r, fmt.Errorf("%s is not the overlay folder of a store: %w", home, err)
 	}
 	list, err := os.ReadDir(home)
 	if err != nil {
-		return 0, fmt.Errorf("list layers: %w", err)
+		return r, fmt.Errorf("list layers: %w", err)
 	}
-	n := 0
 	for _, l := range list {
 		dir := filepath.Join(home, l.Name())
 		if st, err := os.Stat(filepath.Join(dir, "diff")); err != nil || !st.IsDir() {
 			continue
 		}
 		if err := convertLayer(dir, ""); err != nil {
-			return n, err
+			return r, err
 		}
-		n++
+		r.Layers++
+		r.InUse = r.InUse || mounted(filepath.Join(dir, "merged"))
 	}
 	if err := os.Remove(filepath.Join(home, mountProgramFlag)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return n, fmt.Errorf("remove the library's note: %w", err)
+		return r, fmt.Errorf("remove the library's note: %w", err)
 	}
-	return n, nil
+	if r.InUse {
+		return r, nil
+	}
+	if err := os.RemoveAll(home + cacheSuffix); err != nil {
+		return r, fmt.Errorf("remove the cache: %w", err)
+	}
+	return r, nil
 }
