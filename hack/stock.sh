@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # stock.sh: the distribution's own podman and buildah, unmodified, unpacked below
-# $BUILD/stock; nothing is installed. They serve to try shiftoverlay-mount with
-# programs that know nothing of the driver.
+# $BUILD/stock. They are not installed, but libraries that they lack are. They
+# serve to try shiftoverlay-mount with programs that know nothing of the driver.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 need apt-get dpkg-deb
@@ -20,10 +20,16 @@ if ! fetch; then
 	fetch || die "apt-get download podman buildah failed: $(cat "$stock/log")"
 fi
 for p in *.deb; do dpkg-deb -x "$p" "$stock/root"; done
-cd "$REPO"
-cp "$stock"/root/usr/bin/{podman,buildah} "$stock/"
-rm -rf "$stock/packages"
+cd "$stock"
+lacking() { ldd root/usr/bin/podman root/usr/bin/buildah | grep 'not found' || true; }
+if [ -n "$(lacking)" ]; then
+	mapfile -t libraries < <(for p in packages/*.deb; do dpkg-deb -f "$p" Depends | tr ',' '\n' | sed -nE 's/^ *(lib[^ (|]*).*/\1/p'; done | sort -u)
+	say "installing libraries of the distribution's podman and buildah: ${libraries[*]}"
+	DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "${libraries[@]}" </dev/null >&2
+fi
+[ -z "$(lacking)" ] || die "the distribution's podman and buildah lack libraries: $(lacking)"
+mv root/usr/bin/{podman,buildah} .
+rm -rf packages root
 for tool in podman buildah; do
-	! lacking=$(ldd "$stock/$tool" | grep "not found") || die "the distribution's $tool lacks libraries: $lacking"
 	say "unpacked $("$stock/$tool" --version): $stock/$tool"
 done
