@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containers/storage/pkg/reexec"
@@ -53,8 +54,8 @@ const fuseOverlayfs = "fuse-overlayfs"
 // upkeepFlag makes this program do upkeep of the store whose folder follows.
 const upkeepFlag = "--upkeep"
 
-// keepFlag makes this program keep the mount that is its descriptor 3, for itself
-// only.
+// keepFlag makes this program keep the mount that is its descriptor 3, for the
+// process that is its descriptor 4; for itself only.
 const keepFlag = "--keep"
 
 func main() { os.Exit(start()) }
@@ -96,8 +97,12 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 			return err
 		}
 		return p.Upkeep(ctx)
-	case len(args) == 2 && args[0] == keepFlag:
-		return shiftoverlay.Keep(ctx, os.NewFile(3, "mount"), args[1])
+	case len(args) == 3 && args[0] == keepFlag:
+		inode, err := strconv.ParseUint(args[2], 10, 64)
+		if err != nil {
+			return fmt.Errorf("read inode number: %w", err)
+		}
+		return shiftoverlay.Keep(ctx, os.NewFile(3, "mount"), os.NewFile(4, "caller"), shiftoverlay.MountPoint{Path: args[1], Inode: inode})
 	case len(args) == 1 && (args[0] == "--help" || args[0] == "-h"):
 		_, err := io.WriteString(stdout, usage)
 		return err
@@ -164,8 +169,8 @@ func mountHere(ctx context.Context, home, options, target string) error {
 func startUpkeep(home string) error { return startOther(nil, upkeepFlag, filepath.Dir(home)) }
 
 // startKeeper is a Keeper.
-func startKeeper(tree *os.File, target string) error {
-	return startOther([]*os.File{tree}, keepFlag, target)
+func startKeeper(tree, caller *os.File, point shiftoverlay.MountPoint) error {
+	return startOther([]*os.File{tree, caller}, keepFlag, point.Path, strconv.FormatUint(point.Inode, 10))
 }
 
 // startOther starts this program again as a process for which nobody waits. It

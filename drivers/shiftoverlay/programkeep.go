@@ -21,15 +21,24 @@ import (
 // still there. So the second mount takes the place of the first, and a process
 // of its own, the keeper, puts the first one back afterwards.
 
-// Keeper starts a process that calls Keep: with the open tree as its descriptor 3,
-// for a mount at target.
-type Keeper func(tree *os.File, target string) error
+// Keeper starts a process that calls Keep, with the same arguments.
+type Keeper func(tree, caller *os.File, point MountPoint) error
+
+// MountPoint is a folder where something is mounted, with its own inode number.
+type MountPoint struct {
+	Path  string
+	Inode uint64
+}
 
 // setAside takes what is mounted at the target away, for as long as another
 // mount is there. replace makes that; with nil, the first mount stays and serves
 // as the second.
 func (m *programMount) setAside(keeper Keeper, replace func() error) (failed error) {
 	target := m.call.Target
+	inode, err := entryInode(target)
+	if err != nil {
+		return err
+	}
 	old, err := mounts.Clone(target)
 	if err != nil {
 		return err
@@ -48,29 +57,40 @@ func (m *programMount) setAside(keeper Keeper, replace func() error) (failed err
 		return err
 	}
 	defer f.Close()
-	return keeper(f, target)
+	caller, err := unix.PidfdOpen(os.Getppid(), 0)
+	if err != nil {
+		return os.NewSyscallError("pidfd_open", err)
+	}
+	who := os.NewFile(uintptr(caller), "caller") //nolint:gosec // a descriptor
+	defer who.Close()
+	return keeper(f, who, MountPoint{target, inode})
 }
 
-// Keep waits until the mount at the target is gone and the library has changed
-// the mount point, and attaches the tree there, unless the layer is gone or
-// something else has been mounted.
-func Keep(ctx context.Context, tree *os.File, target string) error {
-	before, err := entryInode(target)
-	if err != nil {
-		return err
-	}
+// Keep waits until the mount at a folder is gone and the library has changed the
+// mount point, and attaches the tree there, unless the layer is gone or
+// something else has been mounted. caller is a process, as pidfd_open(2) has it: if
+// that ends while the mount is there, nobody will take it away but for good, and
+// the tree is given up.
+func Keep(ctx context.Context, tree, caller *os.File, point MountPoint) error {
+	target, before := point.Path, point.Inode
 	changes, err := linux.Openat(unix.AT_FDCWD, "/proc/self/mountinfo", unix.O_RDONLY, 0)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = linux.Close(changes) }()
+	wait := []unix.PollFd{
+		// A change of the mount table is an exceptional condition (proc(5)).
+		{Fd: int32(changes), Events: unix.POLLPRI},    //nolint:gosec // a descriptor
+		{Fd: int32(caller.Fd()), Events: unix.POLLIN}, //nolint:gosec // likewise
+	}
 	for mounted(target) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		// A change of the mount table is an exceptional condition (proc(5)).
-		_, err := unix.Poll([]unix.PollFd{{Fd: int32(changes), Events: unix.POLLPRI}}, 500) //nolint:gosec // a descriptor
-		if err != nil && !errors.Is(err, unix.EINTR) {
+		if wait[1].Revents != 0 {
+			return nil // it had ended before we looked for the mount
+		}
+		if _, err := unix.Poll(wait, 500); err != nil && !errors.Is(err, unix.EINTR) {
 			return os.NewSyscallError("poll", err)
 		}
 	}
