@@ -150,6 +150,9 @@ func mountHere(ctx context.Context, home, options, target string) error {
 	if err != nil {
 		return err
 	}
+	if !call.OfLayer() {
+		return call.MountFolders()
+	}
 	p, err := shiftoverlay.OpenProgram(home)
 	if err != nil {
 		return err

@@ -96,11 +96,19 @@ func (p *Program) Mount(ctx context.Context, c *ProgramCall, keeper Keeper) erro
 		return backwards()
 	case mounted(c.Target):
 		return m.setAside(keeper, nil)
-	case c.Mapping == nil || c.Mapping.IsIdentity() || m.foreign:
+	case c.Mapping == nil || c.Mapping.IsIdentity():
 		return m.plain(m.names(), nil)
 	}
-	if err := m.mayMap(rec, *c.Mapping); err != nil {
-		return err
+	if !m.foreign {
+		if err := m.mayMap(rec, *c.Mapping); err != nil {
+			return err
+		}
+	}
+	if err := m.ownRoot(*c.Mapping); err != nil {
+		return fmt.Errorf("mount layer %s: %w", m.id, err)
+	}
+	if m.foreign {
+		return m.plain(m.names(), nil)
 	}
 	return m.shifted(ctx, rec, *c.Mapping)
 }
@@ -145,9 +153,6 @@ func (m *programMount) mayMap(rec *record, to idshift.Mapping) error {
 // shifted mounts with a mapping.
 func (m *programMount) shifted(ctx context.Context, old *record, mapping idshift.Mapping) error {
 	p := m.p
-	if _, _, ok := mapping.ToHost(0, 0); !ok {
-		return fmt.Errorf("mount layer %s: the mapping %s has no root user: container ID 0 must have a host ID", m.id, mapping)
-	}
 	if err := p.start(m); err != nil {
 		return err
 	}
@@ -171,6 +176,27 @@ func (m *programMount) shifted(ctx context.Context, old *record, mapping idshift
 		return fmt.Errorf("mount layer %s: %w", m.id, err)
 	}
 	return nil
+}
+
+// ownRoot gives the root folder to the container's root, unless it belongs to
+// somebody of the container already: the library, by its version, has given it to
+// either root before each mount.
+func (m *programMount) ownRoot(mapping idshift.Mapping) error {
+	uid, gid, ok := mapping.ToHost(0, 0)
+	if !ok {
+		return fmt.Errorf("the mapping %s has no root user: container ID 0 must have a host ID", mapping)
+	}
+	if m.call.Upper == "" {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(m.call.Upper, &st); err != nil {
+		return &os.PathError{Op: "lstat", Path: m.call.Upper, Err: err}
+	}
+	if _, _, ok := mapping.ToContainer(st.Uid, st.Gid); ok && (st.Uid != 0 || st.Gid != 0) {
+		return nil
+	}
+	return os.Lchown(m.call.Upper, int(uid), int(gid))
 }
 
 // NeedsUpkeep tells, after Mount, whether Upkeep has something to do.

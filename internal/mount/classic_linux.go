@@ -14,7 +14,8 @@ const maxData = 4096
 // Classic is an overlay of folders for mount(2), which every kernel has. Folders
 // may be named relative to the current directory, which saves room.
 type Classic struct {
-	Lowers []string // uppermost first
+	// Lowers are uppermost first. One may be a list already, in the form of the option.
+	Lowers []string
 	// Upper and Work make the overlay writable; both or neither.
 	Upper, Work string
 	// Options are further options of overlay; Label is the SELinux context of
@@ -27,7 +28,7 @@ type Classic struct {
 
 // Mount mounts the overlay at a folder.
 func (c Classic) Mount(target string) error {
-	if len(c.Lowers) == 1 && c.Upper == "" {
+	if len(c.Lowers) == 1 && c.Upper == "" && !strings.Contains(c.Lowers[0], ":") {
 		return bind(c.Lowers[0], target, c.Flags)
 	}
 	options := []string{"lowerdir=" + strings.Join(c.Lowers, ":")}

@@ -72,7 +72,7 @@ ls: /srv/shift/empty: No such file or directory" "the image $image, run with $*"
 	run "$PROGRAM" --restore "$GRAPH"
 	is "$status" 0 "exit status of --restore"
 	assert "$output" =~ 'layers in .*/overlay have the kernel' "message of --restore"
-	[ ! -e "$CACHE" ] || die "the cache is still there"
+	[ ! -e "$SHIFTED" ] || die "the cache is still there"
 	is "$(stat -c '%F %t,%T' "$upper/srv/shift/empty")" 'character special file 0,0' "whiteout"
 	[ ! -e "$GRAPH/overlay/.has-mount-program" ] || die "the library's note is still there"
 	without_program

@@ -201,8 +201,8 @@ merged() {
 	run_podman stop -t 0 c
 	if builds; then
 		# What was not yet on disk when the power failed is damaged.
-		find "$CACHE" -path '*/etc/passwd' -exec chown 7:7 {} +
-		find "$CACHE" -name image.erofs -exec truncate -s 4096 {} +
+		find "$SHIFTED" -path '*/etc/passwd' -exec chown 7:7 {} +
+		find "$SHIFTED" -name image.erofs -exec truncate -s 4096 {} +
 	fi
 	# A new boot ID; no container can be started while something covers a
 	# file in /proc, but mounted.
@@ -421,7 +421,7 @@ merged() {
 	assert "$output" =~ '7000[01]' "message: the ID"
 	run_podman ps -a -q
 	is "$output" '' "containers"
-	is "$(find "$CACHE" -path '*odd*' 2>/dev/null)" '' "files in the cache"
+	is "$(find "$SHIFTED" -path '*odd*' 2>/dev/null)" '' "files in the cache"
 	# Without a mapping, and under one that has the IDs, it runs.
 	run_podman run --rm localhost/odd stat -c %u:%g /srv/odd/file
 	is "$output" 70000:0 "owner without a mapping"
@@ -435,13 +435,13 @@ merged() {
 	status_row 'Shift cache entries'
 	is "$output" "$(entries 1)" "entries after the first container"
 	local first
-	first=$(find "$CACHE" \( -path '*/etc/passwd' -o -name image.erofs \) -printf '%i %p\n' 2>/dev/null || true)
+	first=$(find "$SHIFTED" \( -path '*/etc/passwd' -o -name image.erofs \) -printf '%i %p\n' 2>/dev/null || true)
 	run_podman run --rm "${FIXED[@]}" "$IMAGE" true
 	# The same mapping in other words.
 	run_podman run --name c --uidmap 0:100000:30000 --uidmap 30000:130000:35536 --gidmap 0:200000:65536 "$IMAGE" true
 	status_row 'Shift cache entries'
 	is "$output" "$(entries 1)" "entries after three containers with one mapping"
-	is "$(find "$CACHE" \( -path '*/etc/passwd' -o -name image.erofs \) -printf '%i %p\n' 2>/dev/null || true)" "$first" "the files of the entry"
+	is "$(find "$SHIFTED" \( -path '*/etc/passwd' -o -name image.erofs \) -printf '%i %p\n' 2>/dev/null || true)" "$first" "the files of the entry"
 	run_podman run --rm --uidmap=0:100000:65536 --gidmap=0:300000:65536 "$IMAGE" true
 	status_row 'Shift cache entries'
 	is "$output" "$(entries 2)" "entries after another mapping"
@@ -451,7 +451,7 @@ merged() {
 	[ -z "$PROGRAM" ] || "$PROGRAM" --upkeep "$GRAPH"
 	status_row 'Shift cache entries'
 	is "$output" 0 "entries without the image"
-	is "$(find "$CACHE" -path '*/etc*' 2>/dev/null || true)" '' "files in the cache"
+	is "$(find "$SHIFTED" -path '*/etc*' 2>/dev/null || true)" '' "files in the cache"
 }
 
 @test "containers that start at once share one shifted lower" {
