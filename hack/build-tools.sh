@@ -89,7 +89,7 @@ build_tool() {
 	local tool=$1 stamp=$BUILD/.$1.stamp want tree start=$SECONDS
 	case $tool in
 	plugin-test | shiftoverlay | shiftoverlay-mount) # Go itself knows whether anything changed
-		GOFLAGS=-mod=readonly compile "$tool" "$REPO" "./cmd/$tool" "-X main.release=$(tree_version)"
+		GOFLAGS=-mod=readonly compile "$tool" "$REPO" "./cmd/$tool" "-X ${DRIVER_PACKAGE%/drivers/*}/internal/version.Release=$(tree_version)"
 		say "built $tool: $BUILD/$tool"
 		return
 		;;

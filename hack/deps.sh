@@ -27,16 +27,7 @@ done
 if [ ${#missing[@]} -eq 0 ]; then
 	say "all ${#packages[@]} Debian packages are installed"
 else
-	[ "$(id -u)" = 0 ] || die "missing packages: ${missing[*]}; run as root: apt-get install ${missing[*]}"
-	say "installing: ${missing[*]}"
-	export DEBIAN_FRONTEND=noninteractive
-	apt=(apt-get -q -y --no-install-recommends -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confold)
-	# An index that is there may do; if not, fetch a new one and try again.
-	if ! "${apt[@]}" install "${missing[@]}" </dev/null >/dev/null 2>&1; then
-		apt-get -q update </dev/null >&2
-		"${apt[@]}" install "${missing[@]}" </dev/null >&2
-	fi
-	say "installed ${#missing[@]} packages"
+	install_packages "${missing[@]}"
 fi
 
 command -v go >/dev/null ||

@@ -26,6 +26,20 @@ say() {
 	printf '[%4ds] %s\n' "$SECONDS" "$*" >&2
 }
 
+# install_packages PACKAGE...: Debian packages. Never prompts.
+install_packages() {
+	local apt=(apt-get -q -y --no-install-recommends -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confold)
+	[ "$(id -u)" = 0 ] || die "missing packages: $*; run as root: apt-get install $*"
+	say "installing: $*"
+	export DEBIAN_FRONTEND=noninteractive
+	# An index that is there may do; if not, fetch a new one and try again.
+	if ! "${apt[@]}" install "$@" </dev/null >/dev/null 2>&1; then
+		apt-get -q update </dev/null >&2
+		"${apt[@]}" install "$@" </dev/null >&2
+	fi
+	say "installed $# packages"
+}
+
 # tree_version: the version of this tree: the newest tag's, or else 0~DATE of the
 # last commit.
 tree_version() {

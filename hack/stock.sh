@@ -24,8 +24,7 @@ cd "$stock"
 lacking() { ldd root/usr/bin/podman root/usr/bin/buildah | grep 'not found' || true; }
 if [ -n "$(lacking)" ]; then
 	mapfile -t libraries < <(for p in packages/*.deb; do dpkg-deb -f "$p" Depends | tr ',' '\n' | sed -nE 's/^ *(lib[^ (|]*).*/\1/p'; done | sort -u)
-	say "installing libraries of the distribution's podman and buildah: ${libraries[*]}"
-	DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "${libraries[@]}" </dev/null >&2
+	install_packages "${libraries[@]}"
 fi
 [ -z "$(lacking)" ] || die "the distribution's podman and buildah lack libraries: $(lacking)"
 mv root/usr/bin/{podman,buildah} .

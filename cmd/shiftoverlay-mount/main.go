@@ -16,7 +16,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/drivers/shiftoverlay"
+	"github.com/shiftoverlay/shiftoverlay/internal/version"
 )
 
 const usage = `Usage: shiftoverlay-mount -o OPTIONS TARGET
@@ -83,7 +83,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	switch {
 	case slices.Contains(args, "--version"):
 		// The first line is what `podman info` shows.
-		_, err := fmt.Fprintf(stdout, "shiftoverlay-mount: version %s\n", version())
+		_, err := fmt.Fprintf(stdout, "shiftoverlay-mount: version %s\n", version.String())
 		return err
 	case len(args) == 2 && args[0] == "--restore":
 		return restore(args[1], stdout)
@@ -110,20 +110,6 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 		return mount(ctx, args)
 	}
 	return fmt.Errorf("cannot read the command line %q\n%s", strings.Join(args, " "), usage)
-}
-
-// release is the version that the program was built as (-ldflags -X).
-var release string
-
-// version is that, or else the module's.
-func version() string {
-	if release != "" {
-		return release
-	}
-	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
-		return b.Main.Version
-	}
-	return "(devel)"
 }
 
 // mount mounts, or hands over to fuse-overlayfs.

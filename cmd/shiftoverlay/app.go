@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -18,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/shiftoverlay/shiftoverlay/drivers/shiftoverlay"
+	"github.com/shiftoverlay/shiftoverlay/internal/version"
 )
 
 // driverName is the name that storage.conf selects the driver by.
@@ -42,7 +42,7 @@ func newRootCommand(a *app) *cobra.Command {
 		Use:               "shiftoverlay",
 		Short:             "Manage the shifted lowers of a container store",
 		Long:              "Manage the shifted lowers of a container store whose driver is shiftoverlay: images as containers in\nuser namespaces see them. Works beside a running podman, on the store that storage.conf names.",
-		Version:           version(),
+		Version:           version.String(),
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		Args:              cobra.NoArgs,
@@ -61,20 +61,6 @@ func newRootCommand(a *app) *cobra.Command {
 		newInfoCommand(a), newLsCommand(a), newInspectCommand(a), newWarmCommand(a), newPruneCommand(a), newCheckCommand(a), newCompletionCommand(),
 	)
 	return cmd
-}
-
-// release is the version that the program was built as (-ldflags -X).
-var release string
-
-// version is that, or else the module's.
-func version() string {
-	if release != "" {
-		return release
-	}
-	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
-		return b.Main.Version
-	}
-	return "(devel)"
 }
 
 func newCompletionCommand() *cobra.Command {

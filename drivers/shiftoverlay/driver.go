@@ -15,7 +15,6 @@ import (
 
 	"github.com/shiftoverlay/shiftoverlay/internal/cache"
 	"github.com/shiftoverlay/shiftoverlay/internal/ovl"
-	"github.com/shiftoverlay/shiftoverlay/internal/shifter"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
 
@@ -136,25 +135,17 @@ func (d *Driver) getShifted(id string, p layerPaths, m idshift.Mapping, old *rec
 	if err != nil {
 		return "", err
 	}
-	plan, err := d.shifts.Plan(shifter.Request{Chain: chain, Mapping: m})
+	lower, err := d.prepare(context.Background(), id, chain, m)
 	if err != nil {
-		return "", fmt.Errorf("mount layer %s: %w", id, err)
-	}
-	lower, err := d.shifts.Prepare(context.Background(), plan, id)
-	if err != nil {
-		return "", fmt.Errorf("mount layer %s: %w", id, err)
+		return "", err
 	}
 	defer lower.Close()
 	root, err := p.rootOwner(m, old == nil || !old.Mapping.Equal(m))
 	if err != nil {
 		return "", fmt.Errorf("mount layer %s: %w", id, err)
 	}
-	rec := newRecord(m, lower)
-	if old == nil || !old.same(rec) {
-		if err := writeRecord(p.dir, rec, o.Volatile); err != nil {
-			return "", err
-		}
-		d.releaseOld(id, old, rec)
+	if err := d.note(id, p.dir, old, newRecord(m, lower), o.Volatile); err != nil {
+		return "", err
 	}
 	merged, err := d.mountLower(id, p, chain, lower, root, o)
 	if err != nil {

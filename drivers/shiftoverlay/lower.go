@@ -20,35 +20,64 @@ import (
 // mountLower mounts a layer with a shifted lower: through overlay's own Get
 // wherever that can do it, for which a link or a mount point called diff1 is
 // put into the layer's folder for the time of the call.
-func (d *Driver) mountLower(id string, p layerPaths, chain []shifter.Layer, l shifter.Lower, root rootOwner, o graphdriver.MountOpts) (_ string, err error) {
+func (d *Driver) mountLower(id string, p layerPaths, chain []shifter.Layer, l shifter.Lower, root rootOwner, o graphdriver.MountOpts) (merged string, err error) {
 	switch {
 	case l.DataOnly:
 		return p.merged, d.mountDataOnly(id, p, chain, l, root, o)
 	case l.Tree != nil:
-		at, err := d.attachPoint(id)
-		if err != nil {
-			return "", err
-		}
-		defer func() { err = errors.Join(err, os.Remove(at)) }()
-		if err := l.Tree.Attach(at); err != nil {
-			return "", fmt.Errorf("mount layer %s: %w", id, err)
-		}
-		defer func() { err = errors.Join(err, l.Tree.Detach()) }()
-		l.Path = at
 		// An image's inode numbers are not the layer's file system's: this
 		// makes one number space of both (overlayfs.rst, section "xino").
 		o.Options = addXino(d.optionsOf(o))
+		err = d.attached(id, l.Tree, func(at string) (err error) {
+			merged, err = d.getAbove(id, p, at, o)
+			return err
+		})
+		return merged, err
 	}
+	return d.getAbove(id, p, l.Path, o)
+}
+
+// getAbove mounts a layer with a shifted lower that is a folder; "" for none.
+func (d *Driver) getAbove(id string, p layerPaths, lower string, o graphdriver.MountOpts) (_ string, err error) {
 	// Without a lower to put in place, this takes away what a crash has left.
-	if err := p.link(l.Path); err != nil {
+	if err := p.link(lower); err != nil {
 		return "", err
 	}
-	if l.Path != "" {
+	if lower != "" {
 		// The owners are right already; overlay is to add nothing.
 		o.DisableShifting = true
 		defer func() { err = errors.Join(err, p.link("")) }()
 	}
 	return d.Driver.Get(id, o)
+}
+
+// attached shows a tree at a folder in the run root while do runs. The folder is
+// removed only if it is empty: a mount may still be there.
+func (s *site) attached(name string, t *mounts.Tree, do func(at string) error) (failed error) {
+	at, err := s.attachPoint(name)
+	if err != nil {
+		return err
+	}
+	defer func() { failed = errors.Join(failed, os.Remove(at)) }()
+	if err := t.Attach(at); err != nil {
+		return err
+	}
+	defer func() { failed = errors.Join(failed, t.Detach()) }()
+	return do(at)
+}
+
+// show mounts an overlay at a folder. name is that of the folder for o.Attach.
+func (s *site) show(o mounts.Overlay, name, target string) error {
+	var err error
+	if o.Attach, err = s.attachPoint(name); err != nil {
+		return err
+	}
+	defer os.Remove(o.Attach)
+	t, err := o.Mount()
+	if err != nil {
+		return err
+	}
+	return errors.Join(t.Attach(target), t.Close())
 }
 
 // attachPoint makes the folder where an image is mounted for the time of a
@@ -132,16 +161,7 @@ func (d *Driver) mountDataOnly(id string, p layerPaths, chain []shifter.Layer, l
 			return fmt.Errorf("mount layer %s: %w", id, err)
 		}
 	}
-	var err error
-	if spec.Attach, err = d.attachPoint(id); err != nil {
-		return err
-	}
-	defer os.Remove(spec.Attach)
-	t, err := spec.Mount()
-	if err != nil {
-		return fmt.Errorf("mount layer %s: %w", id, err)
-	}
-	if err := errors.Join(t.Attach(p.merged), t.Close()); err != nil {
+	if err := d.show(spec, id, p.merged); err != nil {
 		return fmt.Errorf("mount layer %s: %w", id, err)
 	}
 	return nil

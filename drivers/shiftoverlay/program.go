@@ -2,8 +2,6 @@ package shiftoverlay
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/config"
+	"github.com/shiftoverlay/shiftoverlay/internal/ovl"
 	"github.com/shiftoverlay/shiftoverlay/internal/probe"
 	"github.com/shiftoverlay/shiftoverlay/internal/shifter"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
@@ -34,6 +33,14 @@ type HandOverError struct{ Reason string }
 
 func (e *HandOverError) Error() string { return e.Reason }
 
+// rootOnly hands over what ordinary users ask for.
+func rootOnly() error {
+	if unshare.IsRootless() || os.Geteuid() != 0 {
+		return &HandOverError{"the kernel lets only root use overlay's trusted attributes"}
+	}
+	return nil
+}
+
 // Program mounts for the overlay driver, as its mount_program, with the engines
 // and the cache of this driver. It is not safe for concurrent use; several
 // processes may work on one store.
@@ -48,15 +55,14 @@ type Program struct {
 // OpenProgram starts for a store whose overlay driver's home is given. Its error
 // may be a HandOverError.
 func OpenProgram(home string) (*Program, error) {
-	if unshare.IsRootless() || os.Geteuid() != 0 {
-		return nil, &HandOverError{"the kernel lets only root use overlay's trusted attributes"}
+	if err := rootOnly(); err != nil {
+		return nil, err
 	}
 	conf, err := config.Load(os.Getenv, false, 0)
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256([]byte(home))
-	p := &Program{conf: conf, site: site{home: home, runHome: filepath.Join(programRun, hex.EncodeToString(sum[:8]))}}
+	p := &Program{conf: conf, site: site{home: home, runHome: filepath.Join(programRun, nameOfPath(home))}}
 	if err := os.MkdirAll(p.runHome, 0o700); err != nil {
 		return nil, fmt.Errorf("make the run folder: %w", err)
 	}
@@ -89,13 +95,14 @@ func (p *Program) Mount(ctx context.Context, c *ProgramCall, keeper Keeper) erro
 	if err != nil {
 		return err
 	}
-	switch backwards := func() error { return m.backwards(rec) }; {
-	case c.Mapping == nil && rec != nil && mounted(c.Target):
-		return m.setAside(keeper, backwards)
-	case c.Mapping == nil && rec != nil:
-		return backwards()
-	case mounted(c.Target):
+	inUse, backwards := mounted(c.Target), c.Mapping == nil && rec != nil
+	switch {
+	case inUse && backwards:
+		return m.setAside(keeper, func() error { return m.backwards(rec) })
+	case inUse:
 		return m.setAside(keeper, nil)
+	case backwards:
+		return m.backwards(rec)
 	case c.Mapping == nil || c.Mapping.IsIdentity():
 		return m.plain(m.names(), nil)
 	}
@@ -114,8 +121,8 @@ func (p *Program) Mount(ctx context.Context, c *ProgramCall, keeper Keeper) erro
 }
 
 // start makes cache and shifter, which a plain mount does without.
-func (p *Program) start(m *programMount) error {
-	return p.startShifter(p.conf, p.report, driverOptions{mount: m.call.Options}, func() bool { return true })
+func (p *Program) start(options ovl.Options) error {
+	return p.startShifter(p.conf, p.report, driverOptions{mount: options}, func() bool { return true })
 }
 
 // mayMap refuses an upper that was written under another mapping, or by
@@ -153,24 +160,18 @@ func (m *programMount) mayMap(rec *record, to idshift.Mapping) error {
 // shifted mounts with a mapping.
 func (m *programMount) shifted(ctx context.Context, old *record, mapping idshift.Mapping) error {
 	p := m.p
-	if err := p.start(m); err != nil {
+	if err := p.start(m.call.Options); err != nil {
 		return err
 	}
-	plan, err := p.shifts.Plan(shifter.Request{Chain: m.chain, Mapping: mapping})
+	lower, err := p.prepare(ctx, m.id, m.chain, mapping)
 	if err != nil {
-		return fmt.Errorf("mount layer %s: %w", m.id, err)
-	}
-	lower, err := p.shifts.Prepare(ctx, plan, m.id)
-	if err != nil {
-		return fmt.Errorf("mount layer %s: %w", m.id, err)
+		return err
 	}
 	defer lower.Close()
-	rec := newRecord(mapping, lower)
-	if m.call.Upper != "" && (old == nil || !old.same(rec)) {
-		if err := writeRecord(m.dir, rec, slices.Contains(m.call.Options, "volatile")); err != nil {
+	if m.call.Upper != "" {
+		if err := p.note(m.id, m.dir, old, newRecord(mapping, lower), slices.Contains(m.call.Options, "volatile")); err != nil {
 			return err
 		}
-		p.releaseOld(m.id, old, rec)
 	}
 	if err := m.mountLower(lower, mapping); err != nil {
 		return fmt.Errorf("mount layer %s: %w", m.id, err)
@@ -211,7 +212,7 @@ func (p *Program) Upkeep(ctx context.Context) error {
 	if _, err := os.Stat(p.home + cacheSuffix); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	if err := p.startShifter(p.conf, p.report, driverOptions{}, func() bool { return true }); err != nil {
+	if err := p.start(nil); err != nil {
 		return err
 	}
 	p.trimNow()

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/containers/storage/pkg/unshare"
 	"golang.org/x/sys/unix"
 
 	mounts "github.com/shiftoverlay/shiftoverlay/internal/mount"
@@ -62,10 +61,10 @@ func (c *ProgramCall) OfLayer() bool {
 // MountFolders mounts a call's folders as they are. The error may be a
 // HandOverError.
 func (c *ProgramCall) MountFolders() error {
-	switch {
-	case unshare.IsRootless() || os.Geteuid() != 0:
-		return &HandOverError{"the kernel lets only root mount overlays with trusted attributes"}
-	case c.Mapping != nil:
+	if err := rootOnly(); err != nil {
+		return err
+	}
+	if c.Mapping != nil {
 		return &HandOverError{"folders that are no layers cannot be mounted with a mapping"}
 	}
 	options := slices.DeleteFunc(slices.Clone(c.Options), notKernels)

@@ -33,7 +33,7 @@ type MountPoint struct {
 // setAside takes what is mounted at the target away, for as long as another
 // mount is there. replace makes that; with nil, the first mount stays and serves
 // as the second.
-func (m *programMount) setAside(keeper Keeper, replace func() error) (failed error) {
+func (m *programMount) setAside(keeper Keeper, replace func() error) error {
 	target := m.call.Target
 	inode, err := entryInode(target)
 	if err != nil {

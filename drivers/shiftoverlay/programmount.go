@@ -1,7 +1,6 @@
 package shiftoverlay
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -123,15 +122,16 @@ func (m *programMount) listed() ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read list of lowers: %w", err)
 	}
+	homes := m.p.homes()
 	for _, link := range ovl.SplitLowers(strings.TrimSpace(string(list))) {
-		at := slices.IndexFunc(m.p.homes(), func(home string) bool {
+		at := slices.IndexFunc(homes, func(home string) bool {
 			_, err := os.Stat(home + "/" + link)
 			return err == nil
 		})
 		if at < 0 {
 			return nil, fmt.Errorf("layer %s of the image below %s is not in %s: with a mount program, additional image stores need containers/storage 1.46 or newer", link, m.id, m.p.home)
 		}
-		if err := add(m.p.homes()[at] + "/" + link); err != nil {
+		if err := add(homes[at] + "/" + link); err != nil {
 			return nil, err
 		}
 	}
@@ -195,28 +195,13 @@ func (m *programMount) mountLower(l shifter.Lower, mapping idshift.Mapping) erro
 	case l.DataOnly:
 		return m.dataOnly(l)
 	case l.Tree != nil:
-		return m.attached(l)
+		return m.p.attached(m.id, l.Tree, func(at string) error { return m.plain(m.above(at), addXino(nil)) })
 	case l.Path != "":
 		return m.plain(m.above(l.Path), nil)
 	case len(m.chain) == 0:
 		return m.plain(m.names(), nil)
 	}
 	return m.idmapped(mapping)
-}
-
-// attached mounts an image above ordinary lowers, attached for the time of the
-// call.
-func (m *programMount) attached(l shifter.Lower) (failed error) {
-	at, err := m.p.attachPoint(m.id)
-	if err != nil {
-		return err
-	}
-	defer func() { failed = errors.Join(failed, os.Remove(at)) }()
-	if err := l.Tree.Attach(at); err != nil {
-		return err
-	}
-	defer func() { failed = errors.Join(failed, l.Tree.Detach()) }()
-	return m.plain(m.above(at), addXino(nil))
 }
 
 // above lists the lowers with one more above the image.
@@ -238,16 +223,7 @@ func (m *programMount) dataOnly(l shifter.Lower) error {
 			o.Data = append(o.Data, l.real)
 		}
 	}
-	var err error
-	if o.Attach, err = m.p.attachPoint(m.id); err != nil {
-		return err
-	}
-	defer os.Remove(o.Attach)
-	t, err := o.Mount()
-	if err != nil {
-		return err
-	}
-	return errors.Join(t.Attach(m.call.Target), t.Close())
+	return m.p.show(o, m.id, m.call.Target)
 }
 
 // idmapped mounts the image's layers through idmapped mounts of the folders of
@@ -278,32 +254,29 @@ func (m *programMount) idmapped(mapping idshift.Mapping) error {
 }
 
 // through calls do while folders are shown, with a mapping, at others.
-func (m *programMount) through(folders []string, mapping idshift.Mapping, do func(at []string) error) (failed error) {
+func (m *programMount) through(folders []string, mapping idshift.Mapping, do func(at []string) error) error {
 	ns, err := userNS(mapping)
 	if err != nil {
 		return fmt.Errorf("make a user namespace: %w", err)
 	}
 	defer linux.Close(ns)
-	var all []string
-	for i, dir := range folders {
-		at, err := m.p.attachPoint(m.id + "." + strconv.Itoa(i))
-		if err != nil {
-			return err
+	var next func(at []string) error
+	next = func(at []string) error {
+		n := len(at)
+		if n == len(folders) {
+			return do(at)
 		}
-		// Never more than an empty folder: a mount may still be there.
-		defer func() { failed = errors.Join(failed, os.Remove(at)) }()
-		t, err := mounts.CloneOne(dir)
+		t, err := mounts.CloneOne(folders[n])
 		if err != nil {
 			return err
 		}
 		defer t.Close()
-		if err := errors.Join(t.Idmap(ns), t.Attach(at)); err != nil {
+		if err := t.Idmap(ns); err != nil {
 			return err
 		}
-		defer func() { failed = errors.Join(failed, t.Detach()) }()
-		all = append(all, at)
+		return m.p.attached(m.id+"."+strconv.Itoa(n), t, func(here string) error { return next(append(at, here)) })
 	}
-	return do(all)
+	return next(nil)
 }
 
 // backwards mounts a container's layer with container IDs, for reading: the IDs
@@ -332,7 +305,7 @@ func (p *Program) remember(home string) {
 	}
 	links := filepath.Join(p.runHome, "stores")
 	if os.MkdirAll(links, 0o700) == nil {
-		_ = os.Symlink(home, filepath.Join(links, strings.ReplaceAll(home, "/", "|")))
+		_ = os.Symlink(home, filepath.Join(links, nameOfPath(home)))
 	}
 }
 

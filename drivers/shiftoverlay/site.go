@@ -1,6 +1,9 @@
 package shiftoverlay
 
 import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -38,6 +41,12 @@ type site struct {
 	later func(work func())
 	// managed says that a Manager decides what is trimmed, and when.
 	managed bool
+}
+
+// nameOfPath makes a short file name of a path.
+func nameOfPath(path string) string {
+	sum := sha256.Sum256([]byte(path))
+	return hex.EncodeToString(sum[:8])
 }
 
 // layerExists tells whether this store has a layer, or one that it reads.
@@ -153,6 +162,32 @@ func (s *site) env(report probe.Report, opts driverOptions, conf config.Config, 
 		}
 	}
 	return e
+}
+
+// prepare makes what a layer needs to be mounted under a mapping, above the chain.
+// The caller closes it.
+func (s *site) prepare(ctx context.Context, id string, chain []shifter.Layer, m idshift.Mapping) (lower shifter.Lower, err error) {
+	plan, err := s.shifts.Plan(shifter.Request{Chain: chain, Mapping: m})
+	if err == nil {
+		lower, err = s.shifts.Prepare(ctx, plan, id)
+	}
+	if err != nil {
+		return lower, fmt.Errorf("mount layer %s: %w", id, err)
+	}
+	return lower, nil
+}
+
+// note puts a record into a layer's folder, unless old says the same, and gives up
+// what old needed.
+func (s *site) note(id, layerDir string, old, now *record, volatile bool) error {
+	if old != nil && old.same(now) {
+		return nil
+	}
+	if err := writeRecord(layerDir, now, volatile); err != nil {
+		return err
+	}
+	s.releaseOld(id, old, now)
+	return nil
 }
 
 // releaseOld gives up the cache's entry that a layer used before.

@@ -1,8 +1,6 @@
 package shiftoverlay
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -56,8 +54,7 @@ func (d *Driver) linkStores(stores []string) ([]string, error) {
 
 // linkStore makes the folder of symbolic links for one store.
 func (d *Driver) linkStore(store string) (string, error) {
-	sum := sha256.Sum256([]byte(store))
-	dir := filepath.Join(d.runHome, "stores", hex.EncodeToString(sum[:8]))
+	dir := filepath.Join(d.runHome, "stores", nameOfPath(store))
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}

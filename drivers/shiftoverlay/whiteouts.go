@@ -65,48 +65,20 @@ func convertTree(dir string) error {
 	if err != nil {
 		return err
 	}
-	return (&converter{}).folder(fd, dir)
-}
-
-// converter holds what one conversion needs.
-type converter struct {
-	buf linux.DirBuffer
-}
-
-// folder converts an open folder, and closes it. It follows no symbolic link.
-func (c *converter) folder(fd int, path string) error {
 	defer func() { _ = linux.Close(fd) }()
-	var below, whiteouts []string
-	err := c.buf.Read(fd, path, func(name string, typ uint8) error {
-		switch {
-		case typ == unix.DT_DIR: // overlay needs a file system that tells
-			below = append(below, name)
-		case typ == unix.DT_REG && strings.HasPrefix(name, whiteoutPrefix):
-			whiteouts = append(whiteouts, name)
+	var buf linux.DirBuffer
+	return buf.Walk(fd, dir, func(fd int, path string, names []linux.Dirent) error {
+		var whiteouts []string
+		for _, n := range names {
+			if n.Type == unix.DT_REG && strings.HasPrefix(n.Name, whiteoutPrefix) {
+				whiteouts = append(whiteouts, n.Name)
+			}
 		}
-		return nil
+		if len(whiteouts) == 0 {
+			return nil
+		}
+		return convertNames(fd, path, whiteouts)
 	})
-	if err != nil {
-		return err
-	}
-	if len(whiteouts) > 0 {
-		if err := convertNames(fd, path, whiteouts); err != nil {
-			return err
-		}
-	}
-	for _, name := range below {
-		child, err := linux.OpenDir(fd, name)
-		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOENT) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if err := c.folder(child, filepath.Join(path, name)); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // convertNames converts whiteouts of one folder, whose times stay.

@@ -3,6 +3,7 @@ package linux
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,6 +18,50 @@ type DirBuffer struct{ buf []byte }
 // struct linux_dirent64, getdents64(2).
 func (b *DirBuffer) Read(fd int, name string, yield func(name string, typ uint8) error) error {
 	return b.read(fd, name, func(name string, typ uint8, _ uint64) error { return yield(name, typ) })
+}
+
+// Walk calls visit for an open folder and for each folder below it, from the top
+// down, without following symbolic links. names are those of everything else in
+// the folder, with their types. A folder that goes meanwhile is left out. Folders
+// have to have types, as those that overlay takes as layers do. fd stays open.
+func (b *DirBuffer) Walk(fd int, path string, visit func(fd int, path string, names []Dirent) error) error {
+	var below []string
+	var names []Dirent
+	err := b.Read(fd, path, func(name string, typ uint8) error {
+		if typ == unix.DT_DIR {
+			below = append(below, name)
+		} else {
+			names = append(names, Dirent{name, typ})
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := visit(fd, path, names); err != nil {
+		return err
+	}
+	for _, name := range below {
+		child, err := OpenDir(fd, name)
+		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		err = b.Walk(child, path+"/"+name, visit)
+		_ = Close(child)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Dirent is a name in a directory, and its type (unix.DT_*).
+type Dirent struct {
+	Name string
+	Type uint8
 }
 
 // ReadInodes is Read with inode numbers; that of a mount point is the folder's
