@@ -5,10 +5,10 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 packages=(
-	# building podman, buildah and runc
-	gcc libc6-dev pkg-config libseccomp-dev libgpgme-dev libsystemd-dev
+	# building podman, buildah, CRI-O and runc
+	gcc make libc6-dev pkg-config libseccomp-dev libgpgme-dev libsystemd-dev
 	# running them
-	conmon catatonit netavark iptables fuse-overlayfs uidmap ca-certificates
+	conmon catatonit netavark containernetworking-plugins iptables fuse-overlayfs uidmap ca-certificates
 	# images, scratch file systems, tests
 	busybox-static debootstrap e2fsprogs xfsprogs btrfs-progs erofs-utils util-linux mount acl attr libcap2-bin
 	bats jq shellcheck xz-utils procps iproute2

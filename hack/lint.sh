@@ -60,6 +60,20 @@ check_bats() {
 	return "$rc"
 }
 
+# Links in the documentation lead somewhere, and the check finds those that do not.
+check_links() {
+	local bad rc=0 want
+	bad=$(mktemp -d) || return
+	# shellcheck disable=SC2016 # Markdown
+	printf '# One `two`\n\n## One two\n\n[a](#one-two-1) [b](other.md#x) ![c](d.svg) `[e](f)`\n\n```sh\n[g](h)\n```\n' >"$bad/page.md"
+	printf '# X\n\n[y](page.md#one-two) [z](page.md#z) [w](https://example.org/#w)\n' >"$bad/other.md"
+	want=$'other.md:3: no heading #z in page.md\npage.md:5: no file d.svg'
+	[ "$(hack/links.sh "$bad")" = "$want" ] || { echo "hack/links.sh is broken: it says $(hack/links.sh "$bad")"; rc=1; }
+	rm -r "$bad"
+	hack/links.sh || rc=1
+	return "$rc"
+}
+
 # House rules that no linter knows: short files, nothing left to do, no paths
 # of somebody's machine.
 check_house() {
@@ -84,7 +98,10 @@ fi
 check golangci-lint golangci run --timeout 15m ./...
 check benchplot check_tool benchplot
 check conform check_tool conform
+check cri check_tool cri
+check faultdisk check_tool faultdisk
 check shellcheck check_shell
 check bats check_bats
+check links check_links
 check house-rules check_house
 exit $failed

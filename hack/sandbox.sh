@@ -6,7 +6,7 @@
 # namespace of its own (loopback only: two sandboxes at a time would get in each
 # other's way when podman sets up bridges and packet filters), a scratch file
 # system (ext4 with journal, loop-mounted), private /etc/containers, /etc/subuid,
-# /etc/subgid, /var/lib/containers, /run, /dev/shm and HOME. Container storage and
+# /etc/subgid, /var/lib/containers, /var/lib/cni, /run, /dev/shm and HOME. Container storage and
 # configuration of the machine are neither read nor changed. Root only. The exit
 # status is COMMAND's.
 #
@@ -19,12 +19,14 @@
 #   SANDBOX_FS_SIZE    size of the scratch file system (default 12G, sparse)
 #   SANDBOX_DRIVER     driver of the store that COMMAND finds (default shiftoverlay)
 #   SANDBOX_NET        private (default), or host: the machine's network
+#   SANDBOX_CGROUP     as the machine has it (default), or v2: cgroup version 2 alone,
+#                      without the controllers that the machine uses in version 1
 # Variables that COMMAND sees:
 #   SANDBOX            scratch folder; SANDBOX_FS the scratch file system in it
 #   and what sandbox_store exports.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-: "${SANDBOX_FS_TYPE:=ext4}" "${SANDBOX_FS_SIZE:=12G}" "${SANDBOX_DRIVER:=shiftoverlay}" "${SANDBOX_NET:=private}"
+: "${SANDBOX_FS_TYPE:=ext4}" "${SANDBOX_FS_SIZE:=12G}" "${SANDBOX_DRIVER:=shiftoverlay}" "${SANDBOX_NET:=private}" "${SANDBOX_CGROUP:=machine}"
 
 # sandbox_walkable FOLDER: a container's mapped root has to be able to walk to
 # the graph root, so every folder above it needs o+x.
@@ -76,9 +78,27 @@ sandbox_enter() {
 # sandbox_remove: what is left when the namespaces are gone: podman's cgroup
 # folders, which the last of several sandboxes removes, and the scratch folder.
 sandbox_remove() {
-	! flock --exclusive --nonblock 9 || sandbox_remove_cgroups
+	! flock --exclusive --nonblock 9 || unshare --mount --propagation private \
+		bash -c "$(declare -f sandbox_mount_cgroups sandbox_remove_cgroups); sandbox_mount_cgroups && sandbox_remove_cgroups" || true
 	exec 9<&-
 	rm -rf --one-file-system "$SANDBOX" || say "left behind: $SANDBOX"
+}
+
+# sandbox_mount_cgroups: where none are mounted (a chroot), the kernel's cgroups
+# are, as its processes are in them. CRI-O and an ordinary user's runc want them.
+sandbox_mount_cgroups() {
+	local name
+	! grep -q ' - cgroup2\? ' /proc/self/mountinfo || return 0
+	if [ "$(cut -d: -f1 /proc/self/cgroup)" = 0 ]; then
+		mount -t cgroup2 cgroup2 /sys/fs/cgroup
+		return
+	fi
+	mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup || return
+	while IFS=: read -r _ name _; do
+		[ -n "$name" ] || continue # version 2 beside version 1
+		mkdir "/sys/fs/cgroup/${name#name=}" &&
+			mount -t cgroup -o "${name/#name=/none,name=}" cgroup "/sys/fs/cgroup/${name#name=}" || return
+	done </proc/self/cgroup
 }
 
 sandbox_remove_cgroups() {
@@ -87,8 +107,9 @@ sandbox_remove_cgroups() {
 		[ -d "$d" ] || continue
 		# Of containers whose sandbox was killed: empty (else rmdir refuses), and
 		# not one that another podman is making just now.
-		find "$d" -mindepth 1 -maxdepth 1 -type d -name 'libpod-*' ! -newermt '2 seconds ago' \
-			-exec rmdir {} + 2>/dev/null || true
+		# podman 6 has a folder of its own for each.
+		find "$d" -mindepth 1 -maxdepth 2 -depth -type d -regextype egrep -regex '.*/(libpod-[^/]*|[0-9a-f]{64}|conmon)' \
+			! -newermt '2 seconds ago' -exec rmdir {} + 2>/dev/null || true
 		rmdir "$d/conmon" "$d" 2>/dev/null || true
 	done
 }
@@ -102,7 +123,14 @@ sandbox_setup() {
 	sandbox_disk "$SANDBOX/disk.img" "$SANDBOX_FS"
 	mkdir -p "$SANDBOX_FS"/{home,tmp,run,priv}
 	chmod 1777 "$SANDBOX_FS/tmp"
+	sandbox_mount_cgroups || say 'no cgroups can be mounted here; CRI-O and containers of ordinary users will not start'
+	case $SANDBOX_CGROUP in
+	machine) ;;
+	v2) [ -e /sys/fs/cgroup/cgroup.controllers ] || mount -t cgroup2 cgroup2 /sys/fs/cgroup ;;
+	*) die "SANDBOX_CGROUP=$SANDBOX_CGROUP: machine or v2" ;;
+	esac
 	sandbox_cover /etc
+	sandbox_private /var/lib/cni # first: it may cover /var/lib
 	sandbox_private /var/lib/containers
 	mount -t tmpfs -o mode=755,nosuid,nodev sandbox-run /run
 	mkdir -m 1777 /run/lock
@@ -142,7 +170,7 @@ sandbox_leave() {
 	fi
 	find "$SANDBOX_FS" -maxdepth 5 -xdev -type d -path '*-containers/*' 2>/dev/null |
 		grep -oE '[0-9a-f]{64}$' | while read -r id; do
-		rmdir /sys/fs/cgroup{,/*}/libpod_parent/libpod-"$id" 2>/dev/null
+		rmdir /sys/fs/cgroup{,/*}/libpod_parent/{,*/}libpod-"$id" 2>/dev/null
 	done
 	exit $rc
 }
@@ -203,9 +231,23 @@ sandbox_store() {
 	END
 	[ -z "$mountopt" ] || printf '[storage.options]\nmountopt = "%s"\n' "$mountopt" >>"$dir/storage.conf"
 	sandbox_containers_conf >"$dir/containers.conf"
-	export CONTAINERS_STORAGE_CONF=$dir/storage.conf CONTAINERS_CONF=$dir/containers.conf
-	export SHIFTOVERLAY_CONF=$dir/shiftoverlay.conf
+	sandbox_use "$dir"
 	sandbox_engine auto
+}
+
+# sandbox_use DIR: make the store that sandbox_store has configured in DIR the one
+# that podman and buildah use. From an ordinary user (rootless.sh), podman takes
+# graph root, run root and driver only out of a storage.conf below XDG_CONFIG_HOME;
+# CONTAINERS_STORAGE_CONF then is for the tests only, and not exported.
+sandbox_use() {
+	export CONTAINERS_STORAGE_CONF=$1/storage.conf CONTAINERS_CONF=$1/containers.conf
+	export SHIFTOVERLAY_CONF=$1/shiftoverlay.conf
+	[ -n "${SANDBOX_ROOTLESS:-}" ] || return 0
+	export -n CONTAINERS_STORAGE_CONF
+	export XDG_CONFIG_HOME=$1/config
+	mkdir -p "$XDG_CONFIG_HOME/containers"
+	ln -sf "$CONTAINERS_STORAGE_CONF" "$XDG_CONFIG_HOME/containers/storage.conf"
+	cp /etc/containers/policy.json "$XDG_CONFIG_HOME/containers/policy.json"
 }
 
 # sandbox_engine ENGINE [LINE...]: write the current store's shiftoverlay.conf.
@@ -219,13 +261,17 @@ sandbox_engine() {
 # network, systemd and registries.
 sandbox_containers_conf() {
 	# Without CAP_SYS_RESOURCE podman's default limits cannot be reached.
-	local files procs limits='' default=1048576
+	local files procs pids='' limits='' default=1048576 tmp=/run/libpod
+	[ -z "${SANDBOX_ROOTLESS:-}" ] || tmp=$XDG_RUNTIME_DIR/libpod/tmp
 	files=$(ulimit -Hn)
 	procs=$(ulimit -Hu)
 	[ "$files" = unlimited ] || [ "$files" -ge $default ] || limits="\"nofile=$files:$files\""
 	[ "$procs" = unlimited ] || [ "$procs" -ge $default ] || limits="${limits:+$limits, }\"nproc=$procs:$procs\""
+	# Without that controller podman's default limit of processes is an error.
+	[ ! -e /sys/fs/cgroup/cgroup.controllers ] || grep -qw pids /sys/fs/cgroup/cgroup.controllers || pids='pids_limit = 0'
 	cat <<-END
 		[containers]
+		$pids
 		default_ulimits = [$limits]
 		netns = "none"
 		log_driver = "k8s-file"
@@ -233,7 +279,7 @@ sandbox_containers_conf() {
 		cgroup_manager = "cgroupfs"
 		events_logger = "file"
 		runtime = "runc"
-		tmp_dir = "/run/libpod"
+		tmp_dir = "$tmp"
 		[engine.runtimes]
 		runc = ["$BUILD/runc"]
 	END

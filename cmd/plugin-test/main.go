@@ -21,6 +21,7 @@ import (
 	"os/signal"
 
 	"github.com/containers/storage/pkg/reexec"
+	"github.com/containers/storage/pkg/unshare"
 	"golang.org/x/sys/unix"
 
 	// Registers the driver.
@@ -40,6 +41,11 @@ func start() int {
 	reexec.Register(runChildName, runChild)
 	if reexec.Init() {
 		return 0
+	}
+	if os.Geteuid() != 0 {
+		// Become root of a user namespace with the user's IDs of /etc/subuid and
+		// /etc/subgid, as rootless podman does; it does not return.
+		unshare.MaybeReexecUsingUserNamespace(false)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()

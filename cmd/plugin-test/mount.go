@@ -1,8 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -37,6 +40,9 @@ func newMountCommand(a *app) *cobra.Command {
 }
 
 func (a *app) mount(name string, maps *mappingFlags, label string, readOnly bool) error {
+	if strings.HasSuffix(os.Args[0], "-in-a-user-namespace") { // of unshare.MaybeReexecUsingUserNamespace
+		return errors.New("what an ordinary user mounts is gone with the mount namespace when this ends: use the verb run, or start a shell with `podman unshare` and plugin-test in it")
+	}
 	request := containerRequest{readOnly: readOnly}
 	if maps.given() {
 		var err error

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/containers/storage"
+	"github.com/containers/storage/pkg/unshare"
 
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
@@ -105,6 +106,26 @@ func usedRanges(store storage.Store) ([]idRange, error) {
 	return used, nil
 }
 
+// ownRanges are the IDs of this user namespace but for its root's, from files in
+// the form of /proc/self/uid_map (user_namespaces(7)).
+func ownRanges(uidFile, gidFile string) ([]idRange, error) {
+	var sides [2][]idRange
+	for i, name := range []string{uidFile, gidFile} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			return nil, fmt.Errorf("read the IDs of this user namespace: %w", err)
+		}
+		for line := range strings.Lines(string(text)) {
+			var start, host, count uint64
+			if _, err := fmt.Sscan(line, &start, &host, &count); err != nil {
+				return nil, fmt.Errorf("%s: %q: %w", name, line, err)
+			}
+			sides[i] = append(sides[i], idRange{max(start, 1), min(start+count, fallbackEnd)})
+		}
+	}
+	return intersect(sides[0], sides[1]), nil
+}
+
 // freeRange finds the first size IDs of available that are not used.
 func freeRange(available, used []idRange, size uint32) (uint32, error) {
 	if size == 0 {
@@ -132,7 +153,11 @@ func freeRange(available, used []idRange, size uint32) (uint32, error) {
 // autoMapping picks a mapping of container IDs 0 to size-1 that no container
 // of the store has.
 func autoMapping(store storage.Store, size uint32) (idshift.Mapping, error) {
-	available, err := autoRanges("/etc/subuid", "/etc/subgid")
+	read, uidFile, gidFile := autoRanges, "/etc/subuid", "/etc/subgid"
+	if unshare.IsRootless() {
+		read, uidFile, gidFile = ownRanges, "/proc/self/uid_map", "/proc/self/gid_map"
+	}
+	available, err := read(uidFile, gidFile)
 	if err != nil {
 		return idshift.Mapping{}, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"github.com/containers/storage/types"
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/drivers/shiftoverlay"
 	"github.com/shiftoverlay/shiftoverlay/internal/version"
@@ -58,7 +60,7 @@ func newRootCommand(a *app) *cobra.Command {
 	cmd.CompletionOptions.DisableDefaultCmd = true
 	cmd.SetHelpCommand(&cobra.Command{Hidden: true, Use: "no-help"})
 	cmd.AddCommand(
-		newInfoCommand(a), newLsCommand(a), newInspectCommand(a), newWarmCommand(a), newPruneCommand(a), newCheckCommand(a), newCompletionCommand(),
+		newInfoCommand(a), newLsCommand(a), newInspectCommand(a), newWarmCommand(a), newPruneCommand(a), newCheckCommand(a), newAdoptCommand(a), newCompletionCommand(),
 	)
 	return cmd
 }
@@ -101,8 +103,8 @@ func (a *app) open() error {
 	if a.store != nil {
 		return nil
 	}
-	if err := mayOpen(os.Geteuid()); err != nil {
-		return err
+	if os.Geteuid() != 0 {
+		return enterPodman()
 	}
 	options, err := a.storeOptions()
 	if err != nil {
@@ -123,16 +125,24 @@ func (a *app) open() error {
 	return nil
 }
 
-// mayOpen refuses a user who cannot see the files of his own store.
-func mayOpen(euid int) error {
-	if euid != 0 {
-		return errors.New("the files of the store belong to other users: run this as root, or for the store of an ordinary user as `podman unshare shiftoverlay ...`")
+// enterPodman starts this program again where the files and mounts of an ordinary
+// user's store are his: in the namespaces of his podman. It returns only if it
+// fails.
+func enterPodman() error {
+	const remedy = "the files of the store belong to other users: run this as root, or for the store of an ordinary user as `podman unshare shiftoverlay ...`"
+	podman, err := exec.LookPath("podman")
+	if err != nil {
+		return fmt.Errorf("%s: %w", remedy, err)
 	}
-	return nil
+	self, err := os.Executable()
+	if err == nil {
+		err = unix.Exec(podman, slices.Concat([]string{"podman", "unshare", self}, os.Args[1:]), os.Environ())
+	}
+	return fmt.Errorf("%s: %w", remedy, err)
 }
 
-// storeOptions says which store, as podman finds it.
-func (a *app) storeOptions() (types.StoreOptions, error) {
+// locate says which store, as podman finds it, whatever its driver.
+func (a *app) locate() (types.StoreOptions, error) {
 	options, err := types.DefaultStoreOptions()
 	if err != nil {
 		return options, fmt.Errorf("read storage.conf: %w", err)
@@ -148,8 +158,17 @@ func (a *app) storeOptions() (types.StoreOptions, error) {
 	if len(a.storageOpts) > 0 {
 		options.GraphDriverOptions = a.storageOpts
 	}
+	return options, nil
+}
+
+// storeOptions says which store, and refuses another driver's.
+func (a *app) storeOptions() (types.StoreOptions, error) {
+	options, err := a.locate()
+	if err != nil {
+		return options, err
+	}
 	if options.GraphDriverName != driverName {
-		return options, fmt.Errorf("storage.conf (%s) selects the driver %q for the store %s, and only stores of the driver %s have shifted lowers: write driver = %q there, or name another file in CONTAINERS_STORAGE_CONF",
+		return options, fmt.Errorf("storage.conf (%s) selects the driver %q for the store %s, and only stores of the driver %s have shifted lowers: write driver = %q there (`shiftoverlay adopt` turns a store of overlay into one), or name another file in CONTAINERS_STORAGE_CONF",
 			confFile(), options.GraphDriverName, options.GraphRoot, driverName, driverName)
 	}
 	if st, err := os.Stat(filepath.Join(options.GraphRoot, driverName)); err != nil || !st.IsDir() {

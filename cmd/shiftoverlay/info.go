@@ -188,6 +188,8 @@ func remedy(engine, reason string) string {
 		{"_CONTAINERS_OVERLAY_DISABLE_IDMAP", "take the variable _CONTAINERS_OVERLAY_DISABLE_IDMAP out of the environment"},
 		{`unmapped = "refuse"`, `unmapped = "overflow" in shiftoverlay.conf`},
 		{"erofs_without", "take it out of erofs_without in shiftoverlay.conf"},
+		{"userxattr", "Linux 6.16 or later"},
+		{"attributes user.*", "a graphroot on a file system with user.* attributes, such as ext4, xfs or btrfs"},
 		{"mountopt in storage.conf", "take that option out of mountopt in storage.conf"},
 	} {
 		if strings.Contains(reason, r.part) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/containers/storage/pkg/idtools"
+	"github.com/containers/storage/pkg/unshare"
 
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
@@ -120,6 +121,11 @@ func (a *app) pool() (*pool, error) {
 		}
 	}
 	p.uids, p.gids = hostRanges(sub.UIDs()), hostRanges(sub.GIDs())
+	if unshare.IsRootless() {
+		// Host IDs are those of this user namespace, where they follow root's own
+		// (getAvailableIDs in the storage library).
+		p.uids, p.gids = newRanges([]idRange{{1, p.uids.size() + 1}}), newRanges([]idRange{{1, p.gids.size() + 1}})
+	}
 	p.freeUIDs, p.freeGIDs = p.uids.minus(hostRanges(uids)), p.gids.minus(hostRanges(gids))
 	return p, nil
 }

@@ -131,6 +131,8 @@ func (a *app) warm(ctx context.Context, args []string, f *warmFlags) (err error)
 			err = errors.Join(err, a.m.Release(ref, user))
 		}
 	}()
+	pace := newPacer()
+	a.m.Pace = pace.rest
 	bars := newBars(a.stderr, args, len(mappings))
 	defer bars.end()
 	var results []warmResult
@@ -149,6 +151,7 @@ func (a *app) warm(ctx context.Context, args []string, f *warmFlags) (err error)
 			}
 			results = append(results, r)
 			bars.done(i)
+			pace.rest() // where nothing was walked for it
 		}
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)

@@ -10,11 +10,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containers/storage/pkg/lockfile"
 	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/cache"
-	mounts "github.com/shiftoverlay/shiftoverlay/internal/mount"
 	"github.com/shiftoverlay/shiftoverlay/internal/referee"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
@@ -100,21 +98,7 @@ type checker struct {
 
 func (c *checker) add(f Finding) { c.found = append(c.found, f) }
 
-// locked does something while nobody mounts a layer of this store: the storage
-// library holds this lock whenever it calls Get, Put and Remove.
-func (c *checker) locked(do func() error) error {
-	dir := filepath.Join(filepath.Dir(c.d.home), driverName+"-layers")
-	if !isDir(dir) {
-		return do() // the library has never used the store
-	}
-	lock, err := lockfile.GetLockFile(filepath.Join(dir, "layers.lock"))
-	if err != nil {
-		return fmt.Errorf("lock the store's layers: %w", err)
-	}
-	lock.Lock()
-	defer lock.Unlock()
-	return do()
-}
+func (c *checker) locked(do func() error) error { return c.d.layersLocked(do) }
 
 // place looks at the cache's folder.
 func (c *checker) place() error {
@@ -256,10 +240,8 @@ func (c *checker) attached() {
 			Kind: "leftover", Subject: at, Problem: "a mount that did not end left it", Repair: "unmount and delete it",
 			fix: func(context.Context) error {
 				return c.locked(func() error {
-					for mounted(at) {
-						if err := mounts.Detach(at); err != nil {
-							return err
-						}
+					if err := detachAll(at); err != nil {
+						return err
 					}
 					return os.Remove(at)
 				})
@@ -288,7 +270,7 @@ func (c *checker) record(id, dir string, rec *record, entries map[cache.Ref]cach
 	}
 	info, ok := entries[ref]
 	switch {
-	case !ok && mounted(filepath.Join(dir, "merged")):
+	case !ok && c.d.inUse(id, filepath.Join(dir, "merged")):
 		c.add(Finding{
 			Kind: "record", Subject: file, Problem: fmt.Sprintf("the container is mounted and its shifted lower %s is gone: files of the image cannot be read", ref),
 			Remedy: "stop the container and start it again",

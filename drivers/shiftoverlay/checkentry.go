@@ -58,8 +58,32 @@ func (c *checker) entry(ctx context.Context, e Entry) error {
 }
 
 // compare compares an entry with its layers. What is wrong with the layers is
-// an error.
+// an error, unless they, or the entry, are being removed.
 func (c *checker) compare(ctx context.Context, e Entry, bad Finding) error {
+	err := c.difference(ctx, e, &bad)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err == nil && bad.Problem == "" || c.removedMeanwhile(ctx, e) {
+		return nil
+	}
+	if err == nil {
+		c.add(bad)
+	}
+	return err
+}
+
+// removedMeanwhile tells whether the entry, or the image that it was made of, is not
+// there any more. The uppermost layer goes first.
+func (c *checker) removedMeanwhile(ctx context.Context, e Entry) bool {
+	if _, err := c.d.cache.Find(ctx, e.Ref); err != nil {
+		return true
+	}
+	return !c.d.layerExists(e.Layer)
+}
+
+// difference looks for a problem of an entry, and sets it if there is one.
+func (c *checker) difference(ctx context.Context, e Entry, bad *Finding) error {
 	chain, err := c.m.chain(e.Layer)
 	if err != nil {
 		return err
@@ -70,7 +94,6 @@ func (c *checker) compare(ctx context.Context, e Entry, bad Finding) error {
 	}
 	if !slices.Equal(ids, e.Layers) {
 		bad.Problem = fmt.Sprintf("it was made of the layers %s, the image has %s", strings.Join(e.Layers, ", "), strings.Join(ids, ", "))
-		c.add(bad)
 		return nil
 	}
 	want, err := c.expected(ctx, e, dirs)
@@ -78,20 +101,13 @@ func (c *checker) compare(ctx context.Context, e Entry, bad Finding) error {
 		return err
 	}
 	got, err := c.shown(ctx, e, dirs)
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
 	if err != nil {
-		if _, gone := c.d.cache.Find(ctx, e.Ref); gone == nil { // otherwise it was removed meanwhile
-			bad.Problem = err.Error()
-			c.add(bad)
-		}
-		return nil
+		bad.Problem = err.Error()
+		return nil //nolint:nilerr // it is the problem
 	}
 	if diff := referee.Compare(want, got, c.compared()); len(diff) > 0 {
 		bad.Problem = fmt.Sprintf("it differs from its layers in %d attributes of %d files", len(diff), want.Len())
 		bad.Differences = diff[:min(len(diff), shownDifferences)]
-		c.add(bad)
 	}
 	return nil
 }
@@ -141,20 +157,28 @@ func (c *checker) shown(ctx context.Context, e Entry, dirs []string) (*referee.T
 		}
 		o.Tree, err = by.Mount(e.Path, -1)
 	case engine.Builder:
+		if r, ok := by.(engine.Redirector); ok {
+			if o.Data, o.DataTrees, err = r.Data(e.Path, dirs); err != nil {
+				return nil, err
+			}
+		}
+		if len(o.Data) > 0 {
+			o.Below = nil
+		}
 		o.Tree, err = mounts.Clone(by.Lower(e.Path))
 	default:
 		return nil, fmt.Errorf("engine %q is not known to this version", e.Engine)
 	}
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, mounts.CloseAll(o.DataTrees...))
 	}
 	return c.scan(ctx, o)
 }
 
 // scan mounts an overlay where nobody else sees it, and reads it. It closes
-// o.Tree.
+// o.Tree and o.DataTrees.
 func (c *checker) scan(ctx context.Context, o mounts.Overlay) (_ *referee.Tree, err error) {
-	defer func() { err = errors.Join(err, o.Tree.Close()) }()
+	defer func() { err = errors.Join(err, mounts.CloseAll(append(slices.Clone(o.DataTrees), o.Tree)...)) }()
 	dir, err := os.MkdirTemp(c.d.runHome, "check-")
 	if err != nil {
 		return nil, fmt.Errorf("mount overlay: %w", err)
@@ -171,11 +195,10 @@ func (c *checker) scan(ctx context.Context, o mounts.Overlay) (_ *referee.Tree, 
 		o.Below = []string{empty}
 	}
 	o.Flags = unix.MS_RDONLY
-	if v, ok := c.d.mountOptions.Value("metacopy"); ok && v == "on" || len(o.Data) > 0 {
-		o.Options = append(o.Options, "metacopy=on")
-	}
 	if unshare.IsRootless() {
 		o.Options = append(o.Options, "userxattr")
+	} else if v, ok := c.d.mountOptions.Value("metacopy"); ok && v == "on" || len(o.Data) > 0 {
+		o.Options = append(o.Options, "metacopy=on")
 	}
 	t, err := o.Mount()
 	if err != nil {
@@ -206,7 +229,7 @@ func (c *checker) unmounted(users []string) error {
 			return fmt.Errorf("process %s builds with it: wait until it has ended", pid)
 		}
 		p, err := c.d.paths(user)
-		if err != nil || !mounted(p.merged) {
+		if err != nil || !c.d.inUse(user, p.merged) {
 			continue
 		}
 		name := "layer " + user

@@ -4,6 +4,8 @@ import (
 	"errors"
 
 	"github.com/containers/storage/drivers/overlay"
+
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 )
 
 // deferring adds DeferredRemove to a Driver. The method's result has a type of
@@ -25,7 +27,9 @@ func (d *deferring[F]) DeferredRemove(id string) (F, error) {
 	if err != nil {
 		return forget, err
 	}
+	failpoint.Hit("deferred-staged")
 	cleanup, err := d.inner(d.Driver.Driver, id)
+	failpoint.Hit("deferred-inner")
 	return func() error {
 		if cleanup == nil {
 			return forget()

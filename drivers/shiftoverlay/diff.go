@@ -9,8 +9,10 @@ import (
 	graphdriver "github.com/containers/storage/drivers"
 	"github.com/containers/storage/pkg/archive"
 	"github.com/containers/storage/pkg/idtools"
+	"github.com/containers/storage/pkg/unshare"
 	"github.com/sirupsen/logrus"
 
+	"github.com/shiftoverlay/shiftoverlay/internal/engine"
 	"github.com/shiftoverlay/shiftoverlay/internal/writeback"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
@@ -52,7 +54,7 @@ func (d *Driver) change(id, parent string, mappings *idtools.IDMappings) (c writ
 
 // layer describes a layer for package writeback.
 func (p layerPaths) layer() (writeback.Layer, error) {
-	l := writeback.Layer{Upper: p.upper}
+	l := writeback.Layer{Upper: p.upper, Overlay: engine.Overlay(unshare.IsRootless())}
 	chain, err := p.chain()
 	if err != nil {
 		return l, err

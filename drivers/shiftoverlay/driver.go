@@ -14,6 +14,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/cache"
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 	"github.com/shiftoverlay/shiftoverlay/internal/ovl"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
@@ -31,6 +32,11 @@ type Driver struct {
 	// mountOptions are those of storage.conf, with which overlay mounts unless
 	// the caller of Get has others.
 	mountOptions ovl.Options
+	late         late
+	// bootID and otherHomes, where overlay finds layers of other stores, are what a
+	// process that trims the cache is told.
+	bootID     string
+	otherHomes []string
 }
 
 // What the storage library asks of drivers beyond graphdriver.Driver, kept by
@@ -76,6 +82,10 @@ func (d *Driver) Get(id string, o graphdriver.MountOpts) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("mount layer %s: %w", id, err)
 	}
+	byCaller := given
+	if err := d.endLate(id); err != nil {
+		return "", err
+	}
 	p, err := d.paths(id)
 	if err != nil {
 		return "", err
@@ -92,6 +102,10 @@ func (d *Driver) Get(id string, o graphdriver.MountOpts) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if old != nil && old.Engine == engineOverlay {
+		o.DisableShifting = true
+		return d.Driver.Get(id, o)
+	}
 	if !given && old != nil {
 		m, given = old.Mapping, true
 	}
@@ -104,7 +118,7 @@ func (d *Driver) Get(id string, o graphdriver.MountOpts) (string, error) {
 		return d.getPlain(id, p, old, o)
 	}
 	o.UidMaps, o.GidMaps = idMaps(m.UIDs), idMaps(m.GIDs)
-	return d.getShifted(id, p, m, old, o)
+	return d.getShifted(id, p, m, old, o, byCaller)
 }
 
 // getPlain mounts a layer as overlay does. A mapping of IDs to themselves is
@@ -118,6 +132,7 @@ func (d *Driver) getPlain(id string, p layerPaths, old *record, o graphdriver.Mo
 		if err := os.Remove(filepath.Join(p.dir, recordName)); err != nil {
 			return "", fmt.Errorf("remove mapping record: %w", err)
 		}
+		failpoint.Hit("record-removed")
 		d.releaseOld(id, old, &record{})
 	}
 	o.DisableShifting = true
@@ -125,8 +140,11 @@ func (d *Driver) getPlain(id string, p layerPaths, old *record, o graphdriver.Mo
 }
 
 // getShifted mounts a layer under a mapping.
-func (d *Driver) getShifted(id string, p layerPaths, m idshift.Mapping, old *record, o graphdriver.MountOpts) (_ string, err error) {
-	if mounted(p.merged) {
+func (d *Driver) getShifted(id string, p layerPaths, m idshift.Mapping, old *record, o graphdriver.MountOpts, given bool) (_ string, err error) {
+	if id != d.late.doing && mounted(p.merged) {
+		if err := d.settleMount(id, p, m); err != nil {
+			return "", fmt.Errorf("mount layer %s: %w", id, err)
+		}
 		// One more user of a mount that is as it is; overlay counts.
 		o.DisableShifting = true
 		return d.Driver.Get(id, o)
@@ -135,7 +153,13 @@ func (d *Driver) getShifted(id string, p layerPaths, m idshift.Mapping, old *rec
 	if err != nil {
 		return "", err
 	}
-	lower, err := d.prepare(context.Background(), id, chain, m)
+	lower, err := d.prepareSoon(id, chain, m, given)
+	if errors.Is(err, errLate) {
+		if merged, err := d.mountLater(id, p, o); err == nil {
+			return merged, nil
+		}
+		lower, err = d.prepare(context.Background(), id, chain, m)
+	}
 	if err != nil {
 		return "", err
 	}
@@ -147,13 +171,14 @@ func (d *Driver) getShifted(id string, p layerPaths, m idshift.Mapping, old *rec
 	if err := d.note(id, p.dir, old, newRecord(m, lower), o.Volatile); err != nil {
 		return "", err
 	}
-	merged, err := d.mountLower(id, p, chain, lower, root, o)
+	merged, err := d.mountLower(id, p, lower, root, o)
 	if err != nil {
 		return "", err
 	}
-	if lower.Ref != (cache.Ref{}) {
-		go d.trimCache()
+	if lower.Ref != (cache.Ref{}) && d.late.doing == "" {
+		d.trimSoon()
 	}
+	failpoint.Hit("shifted-mounted")
 	if err := root.restore(merged, p.upper); err != nil {
 		return "", errors.Join(err, d.Driver.Put(id))
 	}
@@ -173,9 +198,20 @@ func (p layerPaths) mayChangeMapping(id string, from, to idshift.Mapping) error 
 	return nil
 }
 
+// Put implements graphdriver.Driver.
+func (d *Driver) Put(id string) error {
+	if d.shifts != nil {
+		if err := d.endLate(id); err != nil {
+			return err
+		}
+	}
+	return d.Driver.Put(id)
+}
+
 // Remove implements graphdriver.Driver.
 func (d *Driver) Remove(id string) error {
 	forget, err := d.stageRemoval(id)
+	failpoint.Hit("removal-staged")
 	if err == nil {
 		err = d.Driver.Remove(id)
 	}
@@ -190,7 +226,13 @@ func (d *Driver) stageRemoval(id string) (func() error, error) {
 	if d.shifts == nil {
 		return none, nil
 	}
+	if err := d.clearAttached(id); err != nil {
+		return none, err
+	}
 	if p, err := d.paths(id); err == nil {
+		if err := d.endLate(id); err != nil {
+			return none, err
+		}
 		if err := p.link(""); err != nil {
 			return none, err
 		}

@@ -268,7 +268,7 @@ func TestMappingsInARow(t *testing.T) {
 			assert.Less(t, last, first*13/10, "no growth with the number of mappings")
 		}
 		assert.Len(t, mountsBelow(t, s.root), mounts)
-		assert.LessOrEqual(t, testutil.OpenFiles(t), files)
+		testutil.NoMoreFiles(t, files)
 		assert.Empty(t, s.users())
 		assert.Len(t, s.entries(), c.entries(t, n))
 		require.NoError(t, s.Remove("image"))

@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 	if reexec.Init() {
 		return
 	}
-	os.Exit(m.Run())
+	os.Exit(testutil.Main(m))
 }
 
 // playHere plays on the tree of file descriptor 3. It runs in a user
@@ -193,7 +193,7 @@ func newStore(t testing.TB, dir string, s setup) *store {
 func (s *store) open(c setup) {
 	s.t.Helper()
 	if c.engine == "idmap" {
-		testutil.RequireKernel(s.t, 5, 19) // the first whose overlay takes idmapped lowers
+		testutil.RequireKernel(s.t, 6, 2) // the first whose overlay shows ACLs on idmapped lowers as they should be
 	}
 	d, err := s.start(c)
 	require.NoError(s.t, err)

@@ -11,6 +11,7 @@ import (
 	"github.com/containers/storage/pkg/unshare"
 	"github.com/sirupsen/logrus"
 
+	"github.com/shiftoverlay/shiftoverlay/internal/adopt"
 	"github.com/shiftoverlay/shiftoverlay/internal/config"
 	"github.com/shiftoverlay/shiftoverlay/internal/probe"
 )
@@ -24,6 +25,9 @@ const cacheSuffix = "-shifted"
 // kernel and file system (once per boot) and starts the embedded driver, with
 // metacopy=on unless the kernel or the mount options are against it.
 func Init(home string, options graphdriver.Options) (graphdriver.Driver, error) {
+	if err := adopt.Unfinished(filepath.Dir(home)); err != nil {
+		return nil, fmt.Errorf("shiftoverlay: %w", err)
+	}
 	opts, err := parseDriverOptions(options.DriverOptions)
 	if err != nil {
 		return nil, fmt.Errorf("shiftoverlay: %w", err)
@@ -52,12 +56,16 @@ func Init(home string, options graphdriver.Options) (graphdriver.Driver, error) 
 			return nil, fmt.Errorf("shiftoverlay: %s is on %s, and %s: put graphroot on a file system such as ext4, xfs or btrfs, or set mount_program in storage.conf: %w",
 				home, report.FileSystem, report.TrustedXattr, graphdriver.ErrIncompatibleFS)
 		}
+		if c := opts.rootlessConflict(); c != "" && unshare.IsRootless() {
+			return nil, fmt.Errorf("shiftoverlay: mountopt in storage.conf has %s, which the kernel takes from root only: take it out; for ordinary users, metadata-only files need no option", c)
+		}
 		if report.Metacopy.OK() && opts.metacopyConflict() == "" && !unshare.IsRootless() {
 			if _, set := opts.mount.Value("metacopy"); !set {
 				opts.mount = append(opts.mount, "metacopy=on")
 			}
 		}
 	}
+	d.late = late{after: conf.BackgroundAfter, home: home, options: options}
 	stores, err := d.linkStores(opts.stores)
 	if err != nil {
 		return nil, fmt.Errorf("shiftoverlay: %w", err)
@@ -75,6 +83,12 @@ func Init(home string, options graphdriver.Options) (graphdriver.Driver, error) 
 		return nil, fmt.Errorf("shiftoverlay: the storage library's overlay driver is a %T", inner)
 	}
 	d.Driver, d.mountOptions, d.elsewhere = o, opts.mount, o.Exists
+	d.bootID = report.BootID
+	for _, store := range append(stores, options.ImageStore) {
+		if store != "" {
+			d.otherHomes = append(d.otherHomes, filepath.Join(store, "overlay"))
+		}
+	}
 	if program || opts.usesMountProgram(home) {
 		logrus.Debugf("shiftoverlay: a mount program does the mounting; nothing is left to shift")
 		return withDeferredRemove(d, (*overlay.Driver).DeferredRemove), nil

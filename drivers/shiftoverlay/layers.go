@@ -1,12 +1,14 @@
 package shiftoverlay
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 	"github.com/shiftoverlay/shiftoverlay/internal/ovl"
 	"github.com/shiftoverlay/shiftoverlay/internal/shifter"
 )
@@ -24,6 +26,10 @@ type layerPaths struct {
 func (d *Driver) paths(id string) (layerPaths, error) {
 	m, err := d.Driver.Metadata(id)
 	if err != nil {
+		// A power cut can leave a file without data, or with zeros in its place.
+		if list, lerr := os.ReadFile(filepath.Join(d.home, id, lowerList)); lerr == nil && len(bytes.Trim(list, "\x00")) == 0 {
+			return layerPaths{}, fmt.Errorf("layer %s is damaged, its list of layers is empty, as a power cut leaves it: remove the container or image that it belongs to, and make it again: %w", id, err)
+		}
 		return layerPaths{}, fmt.Errorf("find layer %s: %w", id, err)
 	}
 	return layerPaths{
@@ -34,6 +40,13 @@ func (d *Driver) paths(id string) (layerPaths, error) {
 		lowers: ovl.SplitLowers(m["LowerDir"]),
 	}, nil
 }
+
+// lowerList and linkName are overlay's files in a layer's folder: the short names
+// of the layers below, and its own.
+const (
+	lowerList = "lower"
+	linkName  = "link"
+)
 
 // shiftedLower is the name under which a shifted lower is put into a layer's
 // folder for the time of the mount. overlay takes "diff1", "diff2"… of a
@@ -95,6 +108,7 @@ func (p layerPaths) link(lower string) error {
 		if err := os.Remove(name); err != nil {
 			return fmt.Errorf("take away shifted lower: %w", err)
 		}
+		failpoint.Hit("link-removed")
 	}
 	if lower == "" {
 		return nil
@@ -102,5 +116,6 @@ func (p layerPaths) link(lower string) error {
 	if err := os.Symlink(lower, name); err != nil {
 		return fmt.Errorf("put shifted lower in place: %w", err)
 	}
+	failpoint.Hit("link-placed")
 	return nil
 }

@@ -10,8 +10,10 @@ import (
 
 	graphdriver "github.com/containers/storage/drivers"
 	"github.com/containers/storage/pkg/mount"
+	"github.com/containers/storage/pkg/unshare"
 	"golang.org/x/sys/unix"
 
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 	mounts "github.com/shiftoverlay/shiftoverlay/internal/mount"
 	"github.com/shiftoverlay/shiftoverlay/internal/ovl"
 	"github.com/shiftoverlay/shiftoverlay/internal/shifter"
@@ -20,10 +22,10 @@ import (
 // mountLower mounts a layer with a shifted lower: through overlay's own Get
 // wherever that can do it, for which a link or a mount point called diff1 is
 // put into the layer's folder for the time of the call.
-func (d *Driver) mountLower(id string, p layerPaths, chain []shifter.Layer, l shifter.Lower, root rootOwner, o graphdriver.MountOpts) (merged string, err error) {
+func (d *Driver) mountLower(id string, p layerPaths, l shifter.Lower, root rootOwner, o graphdriver.MountOpts) (merged string, err error) {
 	switch {
-	case l.DataOnly:
-		return p.merged, d.mountDataOnly(id, p, chain, l, root, o)
+	case len(l.Data) > 0:
+		return p.merged, d.mountDataOnly(id, p, l, root, o)
 	case l.Tree != nil:
 		// An image's inode numbers are not the layer's file system's: this
 		// makes one number space of both (overlayfs.rst, section "xino").
@@ -48,7 +50,9 @@ func (d *Driver) getAbove(id string, p layerPaths, lower string, o graphdriver.M
 		o.DisableShifting = true
 		defer func() { err = errors.Join(err, p.link("")) }()
 	}
-	return d.Driver.Get(id, o)
+	merged, err := d.Driver.Get(id, o)
+	failpoint.Hit("mounted")
+	return merged, err
 }
 
 // attached shows a tree at a folder in the run root while do runs. The folder is
@@ -59,9 +63,11 @@ func (s *site) attached(name string, t *mounts.Tree, do func(at string) error) (
 		return err
 	}
 	defer func() { failed = errors.Join(failed, os.Remove(at)) }()
+	failpoint.Hit("attach-folder")
 	if err := t.Attach(at); err != nil {
 		return err
 	}
+	failpoint.Hit("attached")
 	defer func() { failed = errors.Join(failed, t.Detach()) }()
 	return do(at)
 }
@@ -77,7 +83,10 @@ func (s *site) show(o mounts.Overlay, name, target string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(t.Attach(target), t.Close())
+	failpoint.Hit("overlay-made")
+	err = t.Attach(target)
+	failpoint.Hit("overlay-attached")
+	return errors.Join(err, t.Close())
 }
 
 // attachPoint makes the folder where an image is mounted for the time of a
@@ -87,12 +96,39 @@ func (s *site) attachPoint(id string) (string, error) {
 	if err := os.MkdirAll(at, 0o700); err != nil {
 		return "", fmt.Errorf("mount layer %s: %w", id, err)
 	}
-	for mounted(at) {
-		if err := mounts.Detach(at); err != nil {
-			return "", fmt.Errorf("mount layer %s: %w", id, err)
-		}
+	if err := detachAll(at); err != nil {
+		return "", fmt.Errorf("mount layer %s: %w", id, err)
 	}
 	return at, nil
+}
+
+// detachAll takes away what is mounted at a folder, also what is of the same file
+// system, of which mounted knows nothing.
+func detachAll(at string) error {
+	for {
+		switch err := mounts.Detach(at); {
+		case errors.Is(err, unix.EINVAL): // no mount point
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// clearAttached takes away the folder where an image is mounted for the time of
+// a call, if a crash has left one for a layer.
+func (s *site) clearAttached(id string) error {
+	at := filepath.Join(s.runHome, "attach", id)
+	if _, err := os.Lstat(at); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err := detachAll(at); err != nil {
+		return fmt.Errorf("detach what a mount of layer %s has left: %w", id, err)
+	}
+	if err := os.Remove(at); err != nil {
+		return fmt.Errorf("remove what a mount of layer %s has left: %w", id, err)
+	}
+	return nil
 }
 
 // mounted tells whether a file system of its own is mounted at a folder.
@@ -127,29 +163,34 @@ func addXino(o ovl.Options) ovl.Options {
 	return append(o, "xino=auto")
 }
 
-// mountDataOnly mounts a layer with an image above data-only lowers, which
-// overlay's Get does not know. Everything else is as there; Put is overlay's.
-func (d *Driver) mountDataOnly(id string, p layerPaths, chain []shifter.Layer, l shifter.Lower, root rootOwner, o graphdriver.MountOpts) error {
+// mountDataOnly mounts a layer with an image, or a tree, above data-only lowers,
+// which overlay's Get does not know. Everything else is as there; Put is
+// overlay's.
+func (d *Driver) mountDataOnly(id string, p layerPaths, l shifter.Lower, root rootOwner, o graphdriver.MountOpts) error {
 	if err := p.link(""); err != nil {
 		return err
 	}
 	if err := root.own(p.upper); err != nil {
 		return fmt.Errorf("mount layer %s: %w", id, err)
 	}
+	failpoint.Hit("upper-owned")
 	if err := os.MkdirAll(p.merged, 0o700); err != nil {
 		return fmt.Errorf("mount layer %s: %w", id, err)
 	}
-	options := addXino(d.optionsOf(o))
+	options := d.optionsOf(o)
+	if l.Tree != nil {
+		options = addXino(options)
+	}
+	if unshare.IsRootless() {
+		options = append(options, "userxattr")
+	}
 	if o.Volatile && !slices.Contains(options, "volatile") {
 		options = append(options, "volatile")
 	}
 	flags, data := mount.ParseOptions(options.String())
-	spec := mounts.Overlay{Tree: l.Tree, Label: o.MountLabel, Flags: uintptr(flags)}
+	spec := mounts.Overlay{Tree: l.Tree, Data: l.Data, DataTrees: l.DataTrees, Label: o.MountLabel, Flags: uintptr(flags)}
 	if data != "" {
 		spec.Options = strings.Split(data, ",")
-	}
-	for _, c := range chain {
-		spec.Data = append(spec.Data, c.Dirs...)
 	}
 	if flags&unix.MS_RDONLY != 0 {
 		spec.Above = []string{p.upper}
@@ -160,6 +201,9 @@ func (d *Driver) mountDataOnly(id string, p layerPaths, chain []shifter.Layer, l
 		if err := os.RemoveAll(filepath.Join(p.work, "work", "incompat", "volatile")); err != nil {
 			return fmt.Errorf("mount layer %s: %w", id, err)
 		}
+	}
+	if l.Path != "" {
+		spec.Above = append(spec.Above, l.Path)
 	}
 	if err := d.show(spec, id, p.merged); err != nil {
 		return fmt.Errorf("mount layer %s: %w", id, err)

@@ -28,7 +28,12 @@ var ErrNotManaged = errors.New("no shifted lowers to manage")
 // Manager is what an operator's tools know of a store's shifted lowers and may
 // do to them, beside whoever runs containers there. Unless a method says
 // otherwise it takes no lock of the store. It is safe for concurrent use.
-type Manager struct{ d *Driver }
+type Manager struct {
+	d *Driver
+	// Pace, if set, is called by the threads of Warm after each folder, several at
+	// the same time. They wait while it does, so it can give way to others.
+	Pace func()
+}
 
 // Manage returns the manager of a driver that Init made. From then on, the driver
 // does not trim the cache by itself: looking must not change anything.
@@ -45,7 +50,7 @@ func (d *Driver) manager() (*Manager, error) {
 		return nil, fmt.Errorf("driver %s mounts through a mount program (storage.conf, or the history of the store %s): %w", driverName, filepath.Dir(d.home), ErrNotManaged)
 	}
 	d.managed = true
-	return &Manager{d}, nil
+	return &Manager{d: d}, nil
 }
 
 // Engines describes every engine, cheapest first.
@@ -88,7 +93,15 @@ func (m *Manager) Entries(ctx context.Context) ([]Entry, error) {
 func (m *Manager) entry(info cache.Info) Entry {
 	e := Entry{Info: info, Path: m.d.cache.Path(info.Ref)}
 	var meta shifter.Meta
-	if json.Unmarshal(info.Meta, &meta) == nil {
+	if json.Unmarshal(info.Meta, &meta) != nil {
+		return e
+	}
+	valid := meta.Mapping == nil
+	if !valid {
+		_, err := idshift.NewMapping(meta.Mapping.UIDs, meta.Mapping.GIDs)
+		valid = err == nil
+	}
+	if valid {
 		e.Engine, e.Layers, e.Mapping = meta.Engine, meta.Layers, meta.Mapping
 	}
 	return e
@@ -165,6 +178,9 @@ func (m *Manager) Warm(ctx context.Context, layer string, mapping idshift.Mappin
 		if step.Job.Workers == 0 {
 			step.Job.Workers = max(1, runtime.NumCPU()/2) // others are at work here
 		}
+		if m.Pace != nil {
+			step.Job.Done = func(int) { m.Pace() }
+		}
 	}
 	if !warming(user) {
 		return w, fmt.Errorf("prepare layer %s: user %q is no process that lives; is /proc mounted?", layer, user)
@@ -237,10 +253,25 @@ func warmName(pid int) string {
 	return warmPrefix + strconv.Itoa(pid) + "-" + fields[19]
 }
 
-// warming says whether a user is a process that warms, and lives.
+// passing is the name of a process that needs something for a user for as long as
+// it lives: its own name, and a part of the user's. Without a name of its own
+// (there is no /proc) it is the user's.
+func passing(process, user string) string {
+	if process == "" {
+		return user
+	}
+	return process + "-" + user[:min(len(user), 64)]
+}
+
+// warming says whether a user is a process that warms, or that needs something
+// for a user, and lives.
 func warming(user string) bool {
 	text, ok := strings.CutPrefix(user, warmPrefix)
-	pid, _, _ := strings.Cut(text, "-")
-	n, err := strconv.Atoi(pid)
-	return ok && err == nil && n > 0 && warmName(n) == user
+	words := strings.SplitN(text, "-", 3)
+	n, err := strconv.Atoi(words[0])
+	if !ok || err != nil || n <= 0 {
+		return false
+	}
+	name := warmName(n)
+	return name != "" && (user == name || strings.HasPrefix(user, name+"-"))
 }

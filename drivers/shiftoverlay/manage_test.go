@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -109,6 +110,9 @@ func cacheEntries(t *testing.T, m *Manager) []Entry {
 // TestWarming checks who counts as a living process.
 func TestWarming(t *testing.T) {
 	assert.True(t, warming(WarmUser()))
+	assert.True(t, warming(passing(WarmUser(), strings.Repeat("c", 200))))
+	assert.False(t, warming(passing(WarmUser()+"0", "c")))
+	assert.Equal(t, "c", passing("", "c"))
 	for _, user := range []string{"", "warm-", "warm-x", "warm-0-0", "warm-1-1", "warm-1", "warm--1-1", fmt.Sprint("warm-", os.Getpid()), WarmUser() + "0", "c"} {
 		assert.False(t, warming(user), user)
 	}

@@ -108,6 +108,18 @@ func (d driverOptions) metacopyConflict() string {
 	return ""
 }
 
+// rootlessConflict returns which mount option the kernel refuses beside userxattr,
+// without which there is no overlay for the root of a user namespace
+// (fs/overlayfs/params.c, ovl_fs_params_verify).
+func (d driverOptions) rootlessConflict() string {
+	for _, name := range []string{"metacopy", "redirect_dir"} {
+		if v, _ := d.mount.Value(name); v == "on" {
+			return name + "=on"
+		}
+	}
+	return ""
+}
+
 // forOverlay returns the options for the embedded driver.
 func (d driverOptions) forOverlay(stores []string) []string {
 	out := slices.Clone(d.others)

@@ -12,6 +12,7 @@ import (
 	"github.com/containers/storage/pkg/unshare"
 	"golang.org/x/sys/unix"
 
+	"github.com/shiftoverlay/shiftoverlay/internal/adopt"
 	"github.com/shiftoverlay/shiftoverlay/internal/config"
 	"github.com/shiftoverlay/shiftoverlay/internal/ovl"
 	"github.com/shiftoverlay/shiftoverlay/internal/probe"
@@ -56,6 +57,9 @@ type Program struct {
 // may be a HandOverError.
 func OpenProgram(home string) (*Program, error) {
 	if err := rootOnly(); err != nil {
+		return nil, err
+	}
+	if err := adopt.Unfinished(filepath.Dir(home)); err != nil {
 		return nil, err
 	}
 	conf, err := config.Load(os.Getenv, false, 0)
@@ -202,7 +206,7 @@ func (m *programMount) ownRoot(mapping idshift.Mapping) error {
 
 // NeedsUpkeep tells, after Mount, whether Upkeep has something to do.
 func (p *Program) NeedsUpkeep() bool {
-	return p.unsettled || p.cache != nil && p.trimDue() || p.orphans()
+	return p.unsettled || p.toTrim() || p.orphans()
 }
 
 // Upkeep does what a mount need not wait for: it applies the limits of the cache,

@@ -192,7 +192,7 @@ func (m *programMount) classic(base string, lowers []string, more ovl.Options) e
 // mountLower mounts the layer with a shifted lower.
 func (m *programMount) mountLower(l shifter.Lower, mapping idshift.Mapping) error {
 	switch {
-	case l.DataOnly:
+	case len(l.Data) > 0:
 		return m.dataOnly(l)
 	case l.Tree != nil:
 		return m.p.attached(m.id, l.Tree, func(at string) error { return m.plain(m.above(at), addXino(nil)) })
@@ -210,18 +210,22 @@ func (m *programMount) above(dir string) []string {
 	return slices.Insert(m.names(), own, dir)
 }
 
-// dataOnly mounts an image above data-only lowers.
+// dataOnly mounts an image, or a tree, above data-only lowers.
 func (m *programMount) dataOnly(l shifter.Lower) error {
 	o := mounts.Overlay{
-		Tree: l.Tree, Upper: m.call.Upper, Work: m.call.Work, Label: m.call.Label, Flags: m.call.flags(),
-		Options: addXino(m.options()),
+		Tree: l.Tree, Data: l.Data, DataTrees: l.DataTrees, Upper: m.call.Upper, Work: m.call.Work, Label: m.call.Label, Flags: m.call.flags(),
+		Options: m.options(),
 	}
-	for _, l := range m.lowers {
-		if l.layer == m.dir {
-			o.Above = append(o.Above, l.real)
-		} else {
-			o.Data = append(o.Data, l.real)
+	if l.Tree != nil {
+		o.Options = addXino(o.Options)
+	}
+	for _, own := range m.lowers {
+		if own.layer == m.dir {
+			o.Above = append(o.Above, own.real)
 		}
+	}
+	if l.Path != "" {
+		o.Above = append(o.Above, l.Path)
 	}
 	return m.p.show(o, m.id, m.call.Target)
 }
@@ -317,8 +321,5 @@ func (p *Program) homes() []string {
 
 // inOtherStore tells whether another store that was seen has a layer.
 func (p *Program) inOtherStore(id string) bool {
-	return slices.ContainsFunc(p.homes()[1:], func(home string) bool {
-		_, err := os.Stat(filepath.Join(home, id))
-		return err == nil
-	})
+	return layerIn(p.homes()[1:], id)
 }

@@ -7,7 +7,10 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/shiftoverlay/shiftoverlay/internal/cache"
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 	"github.com/shiftoverlay/shiftoverlay/internal/shifter"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
@@ -15,6 +18,9 @@ import (
 // recordName is the file in a layer's folder that says under which mapping
 // its upper was written. It dies with the layer.
 const recordName = "shiftoverlay.json"
+
+// newRecordName is a record that is not in its place yet.
+const newRecordName = "." + recordName + "-new"
 
 // recordVersion is the version of the file's format.
 const recordVersion = 1
@@ -24,7 +30,7 @@ type record struct {
 	Version int `json:"version"`
 	// Mapping is the container's.
 	idshift.Mapping
-	// Engine is the engine of the last mount.
+	// Engine is the engine of the last mount, or engineOverlay.
 	Engine string `json:"engine"`
 	// Layer and Key name the entry of the cache that the last mount used;
 	// empty if it used none.
@@ -80,17 +86,22 @@ func readRecord(layerDir string) (*record, error) {
 // writeRecord puts the record in place in one piece. Unless it is volatile, it
 // is on the disk before anything that is written under the mapping can be:
 // the file's data is synced, and the file systems that keep a journal write
-// the rename before later changes.
+// the rename before later changes. What overlay has written about the layer
+// without waiting for the disk is there before it, too: a container of which the
+// list of layers is lost is lost.
 func writeRecord(layerDir string, r *record, volatile bool) (err error) {
 	r.Version = recordVersion
 	b, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("write mapping record: %w", err)
 	}
-	f, err := os.CreateTemp(layerDir, "."+recordName+"-")
+	// Always the same name, under the library's lock of the layer: what somebody
+	// has left who died here is written over.
+	f, err := os.OpenFile(filepath.Join(layerDir, newRecordName), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("write mapping record: %w", err)
 	}
+	failpoint.Hit("record-file")
 	defer func() {
 		if err != nil {
 			_ = os.Remove(f.Name())
@@ -99,10 +110,35 @@ func writeRecord(layerDir string, r *record, volatile bool) (err error) {
 	}()
 	_, err = f.Write(append(b, '\n'))
 	if err == nil && !volatile {
-		err = f.Sync()
+		if err = errors.Join(writeOut(layerDir, lowerList), writeOut(layerDir, linkName)); err == nil {
+			err = f.Sync()
+		}
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), filepath.Join(layerDir, recordName))
+	failpoint.Hit("record-written")
+	err = os.Rename(f.Name(), filepath.Join(layerDir, recordName))
+	failpoint.Hit("record-placed")
+	return err
+}
+
+// writeOut has a small file's data written, if there is such a file, and waits for
+// that, but not for a flush of the disk or the journal, which the sync that
+// follows does for all (sync_file_range(2); the size of the file goes into the
+// journal when the data is written).
+func writeOut(dir, name string) error {
+	f, err := os.Open(filepath.Join(dir, name))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	const flags = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
+	if err := unix.SyncFileRange(int(f.Fd()), 0, 0, flags); err != nil { //nolint:gosec // a descriptor
+		return &os.PathError{Op: "sync_file_range", Path: f.Name(), Err: err}
+	}
+	return nil
 }

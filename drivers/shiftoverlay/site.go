@@ -4,14 +4,17 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/containers/storage/pkg/idmap"
 	"github.com/containers/storage/pkg/idtools"
+	"github.com/containers/storage/pkg/lockfile"
 	"github.com/containers/storage/pkg/unshare"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -39,6 +42,8 @@ type site struct {
 	elsewhere func(id string) bool
 	// later takes work that no mount need wait for; nil for goroutines.
 	later func(work func())
+	// copies is nil if images are not copied, or that need not be said.
+	copies *copying
 	// managed says that a Manager decides what is trimmed, and when.
 	managed bool
 }
@@ -55,6 +60,14 @@ func (s *site) layerExists(id string) bool {
 	return err == nil || s.elsewhere != nil && s.elsewhere(id)
 }
 
+// layerIn tells whether one of several folders for layers has a layer.
+func layerIn(homes []string, id string) bool {
+	return slices.ContainsFunc(homes, func(home string) bool {
+		_, err := os.Stat(filepath.Join(home, id))
+		return err == nil
+	})
+}
+
 // userAlive tells whether somebody who is registered with an entry may need it.
 func (s *site) userAlive(user string) bool { return s.layerExists(user) || warming(user) }
 
@@ -62,6 +75,7 @@ func (s *site) userAlive(user string) bool { return s.layerExists(user) || warmi
 func (s *site) probe() (probe.Report, error) {
 	return probe.Run(probe.Options{
 		Dir:      filepath.Dir(s.home),
+		Rootless: unshare.IsRootless(),
 		Remember: filepath.Join(s.runHome, "shiftoverlay-probe.json"),
 		UserNS: func() (string, func(), error) {
 			one := []idtools.IDMap{{ContainerID: 0, HostID: 1, Size: 1}}
@@ -97,25 +111,29 @@ func (s *site) startShifter(conf config.Config, report probe.Report, opts driver
 	if err != nil {
 		return err
 	}
-	s.cache, err = cache.Open(s.home+cacheSuffix, cache.Options{BootID: report.BootID, Logf: logrus.Debugf})
-	if err != nil {
+	if err := s.openCache(report.BootID, conf.CacheMaxSize, conf.CacheMaxAge); err != nil {
 		return err
-	}
-	s.trim = cache.TrimOptions{
-		MaxSize:     conf.CacheMaxSize,
-		MaxAge:      conf.CacheMaxAge,
-		UserAlive:   s.userAlive,
-		LayerExists: s.layerExists,
 	}
 	s.shifts, err = shifter.New(shifter.Options{
 		Settings: shifter.Settings{Engine: conf.Engine, Unmapped: unmapped, Workers: conf.Workers},
 		Cache:    s.cache,
 		Env:      s.env(report, opts, conf, unmapped, idmapped),
 		UserNS:   userNS,
+		Passing:  func(user string) string { return passing(WarmUser(), user) },
 		Later:    s.later,
 		Slow:     s.slow(),
 		Debugf:   func(f string, a ...any) { logrus.Debugf("shiftoverlay: "+f, a...) },
 	})
+	if err == nil && conf.Engine == engine.Auto {
+		s.copies = newCopying(s.runHome, report, s.shifts.Engines())
+	}
+	return err
+}
+
+// openCache opens the store's cache, and says what Trim may remove from it.
+func (s *site) openCache(bootID string, maxSize int64, maxAge time.Duration) (err error) {
+	s.cache, err = cache.Open(s.home+cacheSuffix, cache.Options{BootID: bootID, Logf: logrus.Debugf})
+	s.trim = cache.TrimOptions{MaxSize: maxSize, MaxAge: maxAge, UserAlive: s.userAlive, LayerExists: s.layerExists}
 	return err
 }
 
@@ -126,9 +144,12 @@ func (s *site) env(report probe.Report, opts driverOptions, conf config.Config, 
 	noIdmap := ""
 	switch {
 	case unshare.IsRootless():
+		e.Rootless = true
 		e.Idmap = "the kernel allows idmapped mounts to root only"
 		e.Erofs = "the kernel allows EROFS mounts to root only"
-		e.Metacopy = "the kernel lets only root use trusted.overlay.metacopy"
+		if !report.UserMetacopy.OK() {
+			e.Metacopy = fmt.Sprintf("%s on kernel %s: %s", report.FileSystem, report.Kernel, report.UserMetacopy)
+		}
 		return e
 	case unmapped == idshift.Refuse:
 		noIdmap = `idmapped mounts cannot refuse unmapped IDs (unmapped = "refuse")`
@@ -169,10 +190,14 @@ func (s *site) env(report probe.Report, opts driverOptions, conf config.Config, 
 func (s *site) prepare(ctx context.Context, id string, chain []shifter.Layer, m idshift.Mapping) (lower shifter.Lower, err error) {
 	plan, err := s.shifts.Plan(shifter.Request{Chain: chain, Mapping: m})
 	if err == nil {
+		s.copies.tell(plan)
 		lower, err = s.shifts.Prepare(ctx, plan, id)
 	}
 	if err != nil {
 		return lower, fmt.Errorf("mount layer %s: %w", id, err)
+	}
+	if lower.Built {
+		s.countBuild()
 	}
 	return lower, nil
 }
@@ -181,6 +206,10 @@ func (s *site) prepare(ctx context.Context, id string, chain []shifter.Layer, m 
 // what old needed.
 func (s *site) note(id, layerDir string, old, now *record, volatile bool) error {
 	if old != nil && old.same(now) {
+		// One that was begun before and not put in place.
+		if err := os.Remove(filepath.Join(layerDir, newRecordName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("write mapping record: %w", err)
+		}
 		return nil
 	}
 	if err := writeRecord(layerDir, now, volatile); err != nil {
@@ -200,4 +229,20 @@ func (s *site) releaseOld(id string, old, now *record) {
 			logrus.Debugf("shiftoverlay: release %s: %v", ref.Key, err)
 		}
 	}
+}
+
+// layersLocked does something while nobody mounts a layer of this store: the
+// storage library holds this lock whenever it calls Get, Put and Remove.
+func (s *site) layersLocked(do func() error) error {
+	dir := filepath.Join(filepath.Dir(s.home), driverName+"-layers")
+	if !isDir(dir) {
+		return do() // the library has never used the store
+	}
+	lock, err := lockfile.GetLockFile(filepath.Join(dir, "layers.lock"))
+	if err != nil {
+		return fmt.Errorf("lock the store's layers: %w", err)
+	}
+	lock.Lock()
+	defer lock.Unlock()
+	return do()
 }

@@ -3,17 +3,20 @@
 # docs/kernels.md. Software emulation: it takes a while. Nothing stays behind but
 # $BUILD/vm, where the downloads are kept. Root only.
 #
-# Variables: KERNELS (default "5.10 6.1 6.12 newest"); TESTS (a regexp of packages
+# Variables: KERNELS (default "5.10 6.1 6.12 newest"; what an earlier run had of others
+# stays in the table); TESTS (a regexp of packages
 # in tests/vm/tests; default: all); OUTPUT (default docs/kernels.md); SMP (2)
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+partial=${KERNELS:-}
 : "${KERNELS:=5.10 6.1 6.12 newest}" "${TESTS:=.}" "${OUTPUT:=$REPO/docs/kernels.md}" "${SMP:=2}"
 need go
 vm_setup
 need jq
 bin=$VM/bin out=$VM/matrix
 mkdir -p "$bin"
-rm -rf "$out"
+[ -n "$partial" ] || rm -rf "$out"
+rm -f "$out/list"
 mkdir -p "$out"
 
 say 'building the test binaries'
@@ -61,17 +64,21 @@ for k in $KERNELS; do
 	truncate -s 6G "$disk"
 	mkfs.ext4 -q -F -E lazy_itable_init=1,nodiscard "$disk"
 	say "booting $release"
+	rm -rf "${out:?}/$release"
 	rc=0
 	DISKS=$disk OUTDIR=$out/$release TIMEOUT=${TIMEOUT:-14400} MEM=3072 SMP=$SMP RETRY=1 CONSOLE=$out/$release.console \
-		"$REPO/hack/vm/run.sh" "$dir" "$REPO/tests/vm/matrix.sh" "${input[@]}" >"$out/$release.log" || rc=$?
+		"$REPO/hack/vm/run.sh" "$dir" "$REPO/tests/vm/matrix.sh" "${input[@]}" >"$out/$release.log" {vm_lock}>&- || rc=$?
 	rm -f "$disk"
 	[ "$rc" = 0 ] || failed+=("$release: status $rc, see $out/$release.log")
 	[ -s "$out/$release/info.json" ] || continue
 	results "$release" >"$out/$release/results.json"
+	echo "$(date -u +%Y-%m-%d), commit $(git -C "$REPO" rev-parse --short HEAD 2>/dev/null || echo unknown)$(
+		[ -z "$(git -C "$REPO" status --porcelain -- '*.go' 2>/dev/null)" ] || echo ' with changes')" >"$out/$release/commit"
 	releases+=("$release")
 	say "$release: $(jq -rs 'group_by(.result) | map("\(.[0].result) \(length)") | join(", ")' "$out/$release/results.json")"
 done
 [ ${#releases[@]} -gt 0 ] || die "no kernel was tried: ${failed[*]}"
+mapfile -t releases < <(cd "$out" && dirname -- */results.json | sort -V)
 
 # cell FILE: what a guest's file says, for a table.
 cell() {
@@ -89,8 +96,7 @@ document() {
 	cat <<-END
 		# Kernels
 
-		Made by \`make vm-matrix\`; do not edit. $(date -u +%Y-%m-%d), commit $(git -C "$REPO" rev-parse --short HEAD 2>/dev/null || echo unknown)$(
-			[ -z "$(git -C "$REPO" status --porcelain -- '*.go' 2>/dev/null)" ] || echo ' with changes').
+		Made by \`make vm-matrix\`; do not edit.
 
 		Debian's kernels in a virtual machine in software emulation (qemu, no KVM): a start takes some ten times as long as on
 		hardware. ext4, root. Times are of \`plugin-test run\` with a mapping (make the mount, run a command, remove it), once for
@@ -110,7 +116,7 @@ document() {
 		A test is one without subtests. A test that was skipped did not pass.
 	END
 	for r in "${releases[@]}"; do
-		printf '\n## %s\n\n' "$r"
+		printf '\n## %s\n\n%s. ' "$r" "$(cat "$out/$r/commit")"
 		jq -r '"auto takes `\(.GraphStatus["Shift engine"])`: \(.GraphStatus["Shift engine reason"])"' "$out/$r/info.json"
 		echo
 		for e in idmap erofs metacopy copyup; do

@@ -17,5 +17,5 @@ say "booting ${dir##*/}, SELinux enforcing"
 rm -rf "$VM/selinux"
 mkdir -p "$VM/selinux"
 SELINUX=1 TIMEOUT=${TIMEOUT:-3600} MEM=2048 SMP=${SMP:-2} OUTDIR=$VM/selinux CONSOLE=$VM/selinux/console RETRY=${RETRY:-1} \
-	"$REPO/hack/vm/run.sh" "$dir" "$REPO/tests/vm/selinux.sh" "$VM/bin/plugin-test" "$BUILD/images/busybox.tar" || die "failed with $?; see above and $VM/selinux"
+	"$REPO/hack/vm/run.sh" "$dir" "$REPO/tests/vm/selinux.sh" "$VM/bin/plugin-test" "$BUILD/images/busybox.tar" {vm_lock}>&- || die "failed with $?; see above and $VM/selinux"
 say 'SELinux: all well'

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 )
 
@@ -41,17 +42,19 @@ func (c *Cache) acquireSlow(ctx context.Context, ref Ref, user string, b Builder
 			return nil, err
 		}
 	}
-	if err := c.sweep(ctx); err != nil {
+	begun := c.takeBegun(ref, b)
+	if err := c.sweep(ctx, begunKept); err != nil {
 		// What is left over must not keep anybody from starting.
 		c.logf("cache: %v", err)
 	}
 	if err := ctx.Err(); err != nil {
+		begun.abandon()
 		return nil, err
 	}
 	if !slices.Contains(users, user) {
 		users = append(users, user)
 	}
-	return c.build(bctx, ref, users, b)
+	return c.build(bctx, ref, users, b, begun)
 }
 
 // keyLock is the lock of whoever may publish entries of a key.
@@ -59,33 +62,58 @@ func (c *Cache) keyLock(key Key) string {
 	return filepath.Join(c.dir, locksName, key.String()+lockSuffix)
 }
 
-// build makes and publishes an entry. The caller holds the key's lock.
-func (c *Cache) build(ctx context.Context, ref Ref, users []string, b Builder) (*Entry, error) {
-	tmp, err := c.newTemp()
-	if err != nil {
-		return nil, err
+// build makes and publishes an entry, out of one that was begun if there is one.
+// The caller holds the key's lock.
+func (c *Cache) build(ctx context.Context, ref Ref, users []string, b Builder, begun *temp) (*Entry, error) {
+	tmp := begun
+	if tmp == nil {
+		var err error
+		if tmp, err = c.newTemp(); err != nil {
+			return nil, err
+		}
 	}
 	defer func() {
-		if err := tmp.remove(); err != nil {
+		if errors.Is(context.Cause(ctx), ErrAbandoned) {
+			tmp.abandon()
+		} else if err := tmp.remove(); err != nil {
 			c.logf("cache: %v", err)
 		}
 	}()
-	for _, dir := range []string{tmp.path, filepath.Join(tmp.path, usersName)} {
-		if err := makeDir(dir); err != nil {
-			return nil, fmt.Errorf("prepare build: %w", err)
+	if begun == nil {
+		for _, dir := range []string{tmp.path, filepath.Join(tmp.path, usersName)} {
+			if err := makeDir(dir); err != nil {
+				return nil, fmt.Errorf("prepare build: %w", err)
+			}
 		}
 	}
-	if err := c.fill(ctx, filepath.Join(tmp.path, dataName), ref, b); err != nil {
-		return nil, fmt.Errorf("build: %w", err)
+	data := filepath.Join(tmp.path, dataName)
+	done := false
+	if begun != nil {
+		var err error
+		if done, err = c.resume(ctx, data, ref, b); err == nil && !done {
+			err = c.endBegun(tmp.path) // what comes there now is something else
+		}
+		if err != nil {
+			return nil, fmt.Errorf("build: %w", err)
+		}
 	}
+	if !done {
+		if err := c.fill(ctx, data, ref, b); err != nil {
+			return nil, fmt.Errorf("build: %w", err)
+		}
+	}
+	failpoint.Hit("cache-filled")
 	m, err := c.describe(tmp.path, users, b)
+	if err == nil {
+		err = c.endBegun(tmp.path)
+	}
 	if err != nil {
 		return nil, err
 	}
 	if err := c.publish(tmp.path, ref); err != nil {
 		return nil, err
 	}
-	return &Entry{ref: ref, path: c.path(ref), meta: m, builtNow: true}, nil
+	return &Entry{ref: ref, path: c.path(ref), meta: m, builtNow: true, inode: m.Inode}, nil
 }
 
 // fill makes the folder data, which does not exist yet: out of another entry
@@ -97,6 +125,11 @@ func (c *Cache) fill(ctx context.Context, data string, ref Ref, b Builder) error
 	if err := makeDir(data); err != nil {
 		return err
 	}
+	// Not before: what is half recycled cannot be gone on with.
+	if err := c.writeBegun(filepath.Dir(data), ref, b); err != nil {
+		return err
+	}
+	failpoint.Hit("cache-data-folder")
 	return withContext(ctx, b.Build(ctx, data))
 }
 
@@ -113,6 +146,11 @@ func withContext(ctx context.Context, err error) error {
 func (c *Cache) describe(path string, users []string, b Builder) (meta, error) {
 	now := c.now()
 	m := meta{Version: metaVersion, BootID: c.bootID, Built: now, Meta: b.Meta, Disposable: b.Disposable, Kin: b.Kin}
+	var st unix.Stat_t
+	if err := linux.Lstatat(unix.AT_FDCWD, filepath.Join(path, dataName), &st); err != nil {
+		return m, fmt.Errorf("describe build: %w", err)
+	}
+	m.Inode = st.Ino
 	if b.Stats != nil {
 		if s := b.Stats(); s != (Stats{}) {
 			m.Stats = &s
@@ -128,6 +166,7 @@ func (c *Cache) describe(path string, users []string, b Builder) (meta, error) {
 	if err := writeFile(filepath.Join(path, metaName), append(text, '\n')); err != nil {
 		return m, fmt.Errorf("describe build: %w", err)
 	}
+	failpoint.Hit("cache-described")
 	for _, user := range users {
 		if err := writeFile(filepath.Join(path, usersName, user), nil); err != nil {
 			return m, fmt.Errorf("register user: %w", err)
@@ -151,8 +190,10 @@ func (c *Cache) publish(from string, ref Ref) error {
 		if err := os.Mkdir(filepath.Join(c.dir, ref.Layer), 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("publish: %w", err)
 		}
+		failpoint.Hit("cache-layer-folder")
 		err := os.Rename(from, c.path(ref))
 		if err == nil {
+			failpoint.Hit("cache-published")
 			return nil
 		}
 		if _, gone := os.Lstat(from); gone != nil || !errors.Is(err, unix.ENOENT) {
@@ -171,7 +212,9 @@ func (c *Cache) discard(ctx context.Context, ref Ref) (users []string, err error
 	if err != nil {
 		return nil, err
 	}
-	users, err = readNamesAt(fd, usersName)
+	if users, err = readNamesAt(fd, usersName); broken(err) {
+		users, err = nil, nil // who they were is lost; each start registers again
+	}
 	var tmp *temp
 	if err == nil {
 		// Nobody else can publish at this path now.
@@ -199,6 +242,7 @@ func (c *Cache) makeDirs() error {
 		if err := makeDir(dir); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("make cache folder: %w", err)
 		}
+		failpoint.Hit("cache-folder")
 		// An administrator's "setfacl -R -d" of the whole store would give
 		// every shifted file an ACL that the image does not have.
 		if err := dropACL(dir); err != nil {

@@ -84,6 +84,16 @@ type Builder struct {
 	// call Acquire for another key with the context it is given. Nil: Acquire
 	// returns a *MissError instead of building.
 	Build func(ctx context.Context, dir string) error
+	// Resume, if not nil, goes on with what Build or Resume has left in dir whose
+	// process died, in this boot and with the same State. It is called in Build's
+	// place, which is called after all, for an empty folder, if Resume fails and
+	// the context has not ended.
+	Resume func(ctx context.Context, dir string) error
+	// State must be there if Resume is. What it returns is equal for two builds of
+	// a key if one can go on where the other ended: it names what the key does
+	// not, such as inodes that were read. It is called for builds only; after an
+	// error nobody goes on.
+	State func() (string, error)
 	// Stats, if not nil, is called after Build and saves the walk with which
 	// List would otherwise find out how large the entry is.
 	Stats func() Stats

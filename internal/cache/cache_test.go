@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -326,4 +327,23 @@ func TestBuildThatNeedsAnotherEntry(t *testing.T) {
 	require.NoError(t, err)
 	require.FileExists(t, filepath.Join(e.Path(), "0"))
 	require.Len(t, requireList(t, f.Cache), 2)
+}
+
+// TestAbandoned checks that who abandons a build does not wait for its removal,
+// and that the next build removes it.
+func TestAbandoned(t *testing.T) {
+	f := newFixture(t)
+	r := ref("l", 1)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	_, err := f.Acquire(ctx, r, "u", Builder{Build: func(_ context.Context, dir string) error {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "half"), nil, 0o600))
+		cancel(fmt.Errorf("late: %w", ErrAbandoned))
+		return ctx.Err()
+	}})
+	require.ErrorIs(t, err, context.Canceled)
+	left, err := f.Leftovers()
+	require.NoError(t, err)
+	require.Len(t, left, 1)
+	require.True(t, f.acquire(r, "u", 1).BuiltNow())
+	requireNoTemp(t, f.Cache)
 }

@@ -27,24 +27,30 @@
 //	<layer>/<key>/used          empty; its modification time is the last use, to the minute
 //	<layer>/<key>/size          allocated bytes and inodes, once somebody asked
 //	<layer>/<key>/durable       empty; there when syncfs(2) followed the build
+//	tmp/<random>/begun.json     what is being built there, if another process could go on with it
 //	tmp/<random>/               a build or recycling under way, or something that is being deleted
 //	tmp/<random>.lock           held by the living owner of tmp/<random>
 //	locks/<key>.lock            held by the one builder of a key, or who takes its entry to recycle it
 //	locks/slot-<n>              held by a running build, to bound their number
+//	locks/doubt                 the boot ID; its modification time is when the disk last failed
 //
 // # What is promised
 //
 // Nothing is ever half there. A build happens in tmp/ and appears by
 // rename(2); a removal is a rename(2) into tmp/ before the first file is
 // deleted. Whoever dies leaves something in tmp/ whose lock nobody holds: the
-// next builder and the next Trim delete it. Locks are flock(2) locks, which
+// next builder and the next Trim delete it, but for a build that the next builder
+// of the same entry can go on with (begun.json says what it is), so that builds
+// which are killed again and again come to their end. Locks are flock(2) locks, which
 // the kernel releases with their holder.
 //
 // An entry is used at once after its build, without fsync(2): as long as the
 // machine runs, what was written can be read. After a crash that is not so
 // (rename may be on the disk without the files), therefore an entry that was
 // built under another boot ID and lacks the durable mark is built anew.
-// MarkDurable sets the mark, when the caller has time for it. An entry that is
+// MarkDurable sets the mark, when the caller has time for it. If the disk fails
+// then, no entry that was built before gets the mark any more: the kernel tells
+// of a lost write once, and would not the next time. An entry that is
 // recycled loses the mark, on the disk too, before the first file is changed;
 // what is made out of it is a new entry without one. A file system that loses
 // writes while the machine keeps running (a disk pulled out, a forced unmount)

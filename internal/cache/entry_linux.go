@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 )
 
@@ -42,10 +43,13 @@ type meta struct {
 	Built   time.Time       `json:"built"`
 	Stats   *Stats          `json:"stats,omitempty"`
 	Meta    json.RawMessage `json:"meta,omitempty"`
-	// Of an entry that an older program built, both are zero; older programs
+	// Of an entry that an older program built, these are zero; older programs
 	// take no notice of them.
 	Disposable bool   `json:"disposable,omitempty"`
 	Kin        string `json:"kin,omitempty"`
+	// Inode is the number of the data folder, by which a copy can be told from
+	// what was built.
+	Inode uint64 `json:"inode,omitempty"`
 }
 
 // Entry is an entry as Acquire found or made it. It does not change any more
@@ -57,6 +61,7 @@ type Entry struct {
 	builtNow bool
 	durable  bool
 	age      time.Duration
+	inode    uint64 // of data
 }
 
 // Ref returns the name of the entry.
@@ -119,13 +124,14 @@ func (c *Cache) lookup(ctx context.Context, ref Ref, user string) (*Entry, error
 		return nil, err
 	}
 	file, err := linux.Openat(fd, usersName+"/"+user, unix.O_WRONLY|unix.O_CREAT|unix.O_NOFOLLOW, 0o600)
-	if absent(err) {
+	if broken(err) {
 		return nil, &MissError{Ref: ref, Reason: Damaged, Err: err}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("register user in %q: %w", e.path, err)
 	}
 	_ = unix.Close(file)
+	failpoint.Hit("cache-registered")
 	err = c.touch(fd, e.path)
 	if absent(err) {
 		// The layer was staged for removal, and the folder is deleted already.
@@ -142,7 +148,7 @@ func (c *Cache) lookup(ctx context.Context, ref Ref, user string) (*Entry, error
 func (c *Cache) inspect(fd int, ref Ref) (*Entry, error) {
 	e := &Entry{ref: ref, path: c.path(ref)}
 	text, err := readAt(fd, metaName)
-	if absent(err) {
+	if broken(err) {
 		return nil, &MissError{Ref: ref, Reason: Damaged, Err: err}
 	}
 	if err != nil {
@@ -154,17 +160,47 @@ func (c *Cache) inspect(fd int, ref Ref) (*Entry, error) {
 		}
 		return nil, err
 	}
-	var st unix.Stat_t
-	if err := linux.Lstatat(fd, durableName, &st); err == nil {
-		e.durable = true
-	} else if !absent(err) {
-		return nil, fmt.Errorf("look at %q: %w", e.path, err)
+	if err := e.inspectParts(fd); err != nil {
+		return nil, err
 	}
 	if !e.durable && e.meta.BootID != c.bootID {
 		return nil, &MissError{Ref: ref, Reason: OtherBoot}
 	}
 	e.age = c.now().Sub(e.meta.Built)
 	return e, nil
+}
+
+// inspectParts looks at what is in an entry's folder besides meta.json.
+func (e *Entry) inspectParts(fd int) error {
+	var st unix.Stat_t
+	for _, name := range []string{dataName, usersName, durableName} {
+		err := linux.Lstatat(fd, name, &st)
+		kind := uint32(unix.S_IFDIR)
+		if name == durableName {
+			if absent(err) {
+				continue
+			}
+			kind = unix.S_IFREG
+		}
+		switch {
+		case broken(err):
+			return &MissError{Ref: e.ref, Reason: Damaged, Err: fmt.Errorf("%s: %w", name, err)}
+		case err != nil:
+			return fmt.Errorf("look at %q: %w", filepath.Join(e.path, name), err)
+		case st.Mode&unix.S_IFMT != kind:
+			return &MissError{Ref: e.ref, Reason: Damaged, Err: fmt.Errorf("%s is another kind of file", name)}
+		}
+		switch name {
+		case dataName:
+			if e.meta.Inode != 0 && e.meta.Inode != st.Ino {
+				return &MissError{Ref: e.ref, Reason: Copied}
+			}
+			e.inode = st.Ino
+		case durableName:
+			e.durable = true
+		}
+	}
+	return nil
 }
 
 // parseMeta reads the text of meta.json. The error is a MissError without a
@@ -183,6 +219,9 @@ func parseMeta(text []byte) (meta, error) {
 	var m meta
 	if err := json.Unmarshal(text, &m); err != nil {
 		return meta{}, &MissError{Reason: Damaged, Err: fmt.Errorf("parse %s: %w", metaName, err)}
+	}
+	if m.Stats != nil && (m.Stats.Bytes < 0 || m.Stats.Inodes < 0) {
+		return meta{}, &MissError{Reason: Damaged, Err: fmt.Errorf("parse %s: %d bytes in %d inodes", metaName, m.Stats.Bytes, m.Stats.Inodes)}
 	}
 	return m, nil
 }
@@ -226,7 +265,10 @@ func (c *Cache) release(path, user string) error {
 	if err := linux.Lutimesat(unix.AT_FDCWD, filepath.Join(path, usedName), now, now); err != nil && !absent(err) {
 		c.logf("cache: note end of use: %v", err)
 	}
-	return os.Remove(name)
+	failpoint.Hit("cache-touched")
+	err := os.Remove(name)
+	failpoint.Hit("cache-released")
+	return err
 }
 
 // readAt reads a small file in the folder fd.

@@ -19,9 +19,17 @@ const (
 	OtherBoot Reason = "built under another boot ID, not durable"
 	// UnknownVersion: the entry was written by another version of the cache.
 	UnknownVersion Reason = "unknown version"
-	// Damaged: the entry lacks parts or its meta.json cannot be read.
+	// Damaged: the entry lacks parts, or has others in their place, or its
+	// meta.json cannot be read.
 	Damaged Reason = "damaged"
+	// Copied: the entry's data is not the folder that was built. Whoever copied
+	// it, or restored it from a backup, may have lost attributes of its files.
+	Copied Reason = "a copy of what was built"
 )
+
+// ErrDoubtful is the error of MarkDurable for an entry that may not have reached
+// the disk, and never will.
+var ErrDoubtful = errors.New("the disk has failed since it was built (see the kernel's log), so it is made anew after the next start of the machine")
 
 // MissError is a lookup that found nothing usable. Acquire returns it when
 // there is no Build function, and MarkDurable when there is nothing to mark.
@@ -43,9 +51,28 @@ func (e *MissError) Error() string {
 // Unwrap returns the cause.
 func (e *MissError) Unwrap() error { return e.Err }
 
+// ErrAbandoned is, or is in, the cause of a context (context.Cause) whose end
+// lets Acquire return at once: what a build has made so far is left to the next
+// one, or to Sweep.
+var ErrAbandoned = errors.New("abandoned")
+
 // absent reports whether an error says that a path does not exist.
 func absent(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR)
+}
+
+// broken reports whether an error says that something else is at a path than
+// the cache puts there, or that the file system has lost what was there.
+func broken(err error) bool {
+	for _, is := range []error{
+		unix.ENOENT, unix.ENOTDIR, unix.EISDIR, unix.ELOOP, unix.ENXIO, unix.EFBIG, // another kind of file
+		unix.EIO, unix.EUCLEAN, unix.EBADMSG, unix.ENODATA, // ext4, xfs and btrfs about damaged metadata and unreadable blocks
+	} {
+		if errors.Is(err, is) {
+			return true
+		}
+	}
+	return false
 }
 
 // noSpace reports whether an error says that no file can be made for lack of

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 )
 
@@ -74,6 +75,15 @@ func (c *Cache) List(ctx context.Context) ([]Info, error) {
 	return infos, nil
 }
 
+// Len is the number of entries, usable or not.
+func (c *Cache) Len() (int, error) {
+	refs, err := c.refs()
+	if err != nil {
+		return 0, fmt.Errorf("count cache entries: %w", err)
+	}
+	return len(refs), nil
+}
+
 // refs lists the names of all entries. What does not look like an entry is
 // not ours to touch.
 func (c *Cache) refs() ([]Ref, error) {
@@ -127,7 +137,7 @@ func (c *Cache) infoAt(ctx context.Context, fd int, ref Ref) (Info, error) {
 		return info, err
 	}
 	info.Meta, info.Built, info.Durable, info.Disposable = e.meta.Meta, e.meta.Built, e.durable, e.meta.Disposable
-	if info.Users, err = readNamesAt(fd, usersName); err != nil {
+	if info.Users, err = readNamesAt(fd, usersName); err != nil && !broken(err) {
 		return info, err
 	}
 	slices.Sort(info.Users)
@@ -153,7 +163,7 @@ func lastUsed(fd int, e *Entry) time.Time {
 // size returns the size of an entry, and remembers it.
 func (c *Cache) size(ctx context.Context, fd int, path string) (Stats, error) {
 	var s Stats
-	if text, err := readAt(fd, sizeName); err == nil && json.Unmarshal(text, &s) == nil && s.Inodes > 0 {
+	if text, err := readAt(fd, sizeName); err == nil && json.Unmarshal(text, &s) == nil && s.Inodes > 0 && s.Bytes >= 0 {
 		return s, nil
 	}
 	s, whole, err := measure(ctx, path)
@@ -220,6 +230,7 @@ func replaceAt(fd int, name string, text []byte) error {
 	}
 	f := os.NewFile(uintptr(file), tmp)
 	_, err = f.Write(text)
+	failpoint.Hit("cache-size-written")
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = unix.Renameat(fd, tmp, fd, name)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 )
 
@@ -128,9 +129,11 @@ func lockFile(ctx context.Context, path string, remove bool) (release func(), er
 	if err != nil {
 		return nil, fmt.Errorf("wait for lock %q: %w", path, err)
 	}
+	failpoint.Hit("cache-locked")
 	return func() {
 		if remove {
 			_ = unix.Unlink(path)
+			failpoint.Hit("cache-unlocked")
 		}
 		unlock(fd)
 	}, nil
@@ -159,5 +162,6 @@ func (c *Cache) buildSlot(ctx context.Context) (_ context.Context, release func(
 	if err != nil {
 		return nil, nil, fmt.Errorf("wait for one of %d build slots in %q: %w", c.maxBuilds, filepath.Join(c.dir, locksName), err)
 	}
+	failpoint.Hit("cache-slot")
 	return context.WithValue(ctx, slotKey{}, c.dir), func() { unlock(fd) }, nil
 }

@@ -16,6 +16,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/shiftoverlay/shiftoverlay/internal/testutil"
 )
 
 // childEnv holds the cache's folder for a test binary that runs as another
@@ -30,7 +32,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	os.Exit(testutil.Main(m))
 }
 
 // child is the other process. It prints "built" or "found". A mode that begins
@@ -61,13 +63,21 @@ func child(text string) error {
 		}
 		fmt.Println("building")
 		switch mode {
-		case "hang":
+		case "hang", "begun":
 			time.Sleep(time.Minute)
 		case "race":
 			time.Sleep(50 * time.Millisecond) // long enough that the others come
 		}
 		return os.WriteFile(filepath.Join(dir, "whole"), []byte("2"), 0o600)
 	}}
+	if mode == "begun" {
+		b.State = func() (string, error) { return "same", nil }
+		b.Resume = func(context.Context, string) error {
+			fmt.Println("building")
+			time.Sleep(time.Minute)
+			return nil
+		}
+	}
 	e, err := c.Acquire(context.Background(), Ref{words[2], key}, fmt.Sprintf("pid-%d", os.Getpid()), b)
 	if err != nil {
 		return err

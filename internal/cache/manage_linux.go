@@ -84,7 +84,7 @@ func (c *Cache) Remove(ctx context.Context, ref Ref, allow func(users []string) 
 	}
 	tmp, err := c.takeAway(ctx, ref, func(fd int) (bool, error) {
 		users, err := readNamesAt(fd, usersName)
-		if err == nil {
+		if err == nil || broken(err) {
 			err = allow(users)
 		}
 		return err == nil, err
@@ -98,8 +98,34 @@ func (c *Cache) Remove(ctx context.Context, ref Ref, allow func(users []string) 
 	return tmp.remove, nil
 }
 
+// Distrust makes an entry one that Acquire builds anew: the caller has found that
+// its data is not what was built. It does nothing if the entry is gone already or
+// another has taken its place. Users stay registered.
+func (c *Cache) Distrust(ctx context.Context, e *Entry) error {
+	fd, err := c.openEntry(ctx, e.ref, unix.LOCK_EX)
+	if _, ok := errors.AsType[*MissError](err); ok {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("distrust cache entry %s: %w", e.ref, err)
+	}
+	defer unlock(fd)
+	now, err := c.inspect(fd, e.ref)
+	if err == nil && now.inode == e.inode {
+		c.logf("cache: %s is not what was built", e.ref)
+		err = unix.Unlinkat(fd, metaName, 0)
+	} else if _, ok := errors.AsType[*MissError](err); ok {
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("distrust cache entry %s: %w", e.ref, err)
+	}
+	return nil
+}
+
 // Leftovers lists what dead processes left: files below tmp/ whose lock nobody
-// holds, and locks of builds that nobody holds. Sweep deletes them.
+// holds, but for builds that somebody may go on with, and locks of builds that
+// nobody holds. Sweep deletes them.
 func (c *Cache) Leftovers() ([]string, error) {
 	var out []string
 	tmp := filepath.Join(c.dir, tmpName)
@@ -110,6 +136,9 @@ func (c *Cache) Leftovers() ([]string, error) {
 	slices.Sort(names)
 	for _, name := range names {
 		path := filepath.Join(tmp, strings.TrimSuffix(name, lockSuffix))
+		if c.begunWithin(path, begunKept) {
+			continue
+		}
 		free, err := c.free(path + lockSuffix)
 		if err != nil {
 			return nil, fmt.Errorf("look for leftovers: %w", err)
@@ -157,5 +186,5 @@ func (c *Cache) free(lock string) (bool, error) {
 
 // Sweep deletes what Leftovers lists.
 func (c *Cache) Sweep(ctx context.Context) error {
-	return errors.Join(c.sweep(ctx), c.sweepLocks())
+	return errors.Join(c.sweep(ctx, begunKept), c.sweepLocks())
 }

@@ -140,3 +140,28 @@ func TestLeftovers(t *testing.T) {
 	require.Empty(t, list)
 	require.DirExists(t, filepath.Join(tmp, "HELD"))
 }
+
+// TestDoubt checks that nothing that was built before the disk failed is made
+// durable, and what is built after it, or in another boot, is.
+func TestDoubt(t *testing.T) {
+	f := newFixture(t)
+	before, after := ref("l", 1), ref("l", 2)
+	f.acquire(before, "u", 1)
+	f.clock.add(time.Second)
+	require.NoError(t, f.doubt())
+	f.clock.add(time.Second)
+	f.acquire(after, "u", 1)
+	for range 2 {
+		require.ErrorIs(t, f.MarkDurable(t.Context(), before), ErrDoubtful)
+	}
+	require.NoError(t, f.MarkDurable(t.Context(), after))
+	_, err := f.Trim(t.Context(), TrimOptions{})
+	require.NoError(t, err)
+	require.ErrorIs(t, f.MarkDurable(t.Context(), before), ErrDoubtful, "trimming takes no doubt away")
+	f = f.reboot()
+	f.acquire(before, "u", 1)
+	require.NoError(t, f.MarkDurable(t.Context(), before))
+	_, err = f.Trim(t.Context(), TrimOptions{})
+	require.NoError(t, err)
+	require.NoFileExists(t, filepath.Join(f.Dir(), locksName, doubtName))
+}

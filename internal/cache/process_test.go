@@ -27,7 +27,13 @@ func TestProcessesRaceForOneKey(t *testing.T) {
 // a build.
 func startHanging(t *testing.T, f *fixture, r Ref) *exec.Cmd {
 	t.Helper()
-	cmd := childCommand(t, f.Cache, "hang", r)
+	return startChild(t, f, r, "hang")
+}
+
+// startChild is startHanging for any mode of child that hangs.
+func startChild(t *testing.T, f *fixture, r Ref, mode string) *exec.Cmd {
+	t.Helper()
+	cmd := childCommand(t, f.Cache, mode, r)
 	stdout, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())

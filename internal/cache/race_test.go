@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,17 +15,28 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// raceFor returns what tells whether a race goes on: for a while, a tenth of it in
+// short runs, and up to a minute until everything has happened that it is about.
+func raceFor(while time.Duration, happened ...*atomic.Int64) (racing func() bool) {
+	start := time.Now()
+	if testing.Short() {
+		while /= 10
+	}
+	return func() bool {
+		took := time.Since(start)
+		never := func(n *atomic.Int64) bool { return n.Load() == 0 }
+		return took < while || took < time.Minute && slices.ContainsFunc(happened, never)
+	}
+}
+
 // TestAcquireAgainstTrim lets many goroutines use few entries for a short
 // time each while others trim everything that is not needed: what Acquire
 // returned must be whole and stay until its user is released.
 func TestAcquireAgainstTrim(t *testing.T) {
 	f := newFixture(t)
-	deadline := time.Now().Add(2 * time.Second)
-	if testing.Short() {
-		deadline = time.Now().Add(200 * time.Millisecond)
-	}
 	var living sync.Map
 	var builds, hits, trimmed, staged atomic.Int64
+	racing := raceFor(2*time.Second, &builds, &hits, &trimmed, &staged)
 	build := Builder{Build: func(_ context.Context, dir string) error {
 		if err := os.Mkdir(filepath.Join(dir, "sub"), 0o700); err != nil {
 			return err
@@ -58,7 +70,7 @@ func TestAcquireAgainstTrim(t *testing.T) {
 	var all sync.WaitGroup
 	for worker := range 12 {
 		all.Go(func() {
-			for i := 0; time.Now().Before(deadline); i++ {
+			for i := 0; racing(); i++ {
 				// Three entries in two layers, so that folders of layers come and go.
 				r := []Ref{ref("a", 1), ref("a", 2), ref("b", 3)}[(i+worker)%3]
 				if !assert.NoError(t, use(fmt.Sprintf("%d-%d", worker, i), r)) {
@@ -69,7 +81,7 @@ func TestAcquireAgainstTrim(t *testing.T) {
 	}
 	for range 3 {
 		all.Go(func() {
-			for time.Now().Before(deadline) {
+			for racing() {
 				removed, err := f.Trim(t.Context(), TrimOptions{MaxAge: 1, MaxSize: 1, UserAlive: func(user string) bool {
 					_, ok := living.Load(user)
 					return ok
@@ -84,7 +96,7 @@ func TestAcquireAgainstTrim(t *testing.T) {
 	}
 	// Layers that nobody uses while they are removed, beside the others.
 	all.Go(func() {
-		for i := 0; time.Now().Before(deadline); i++ {
+		for i := 0; racing(); i++ {
 			r := ref("c", 4)
 			if !assert.NoError(t, use(fmt.Sprintf("c-%d", i), r)) {
 				return

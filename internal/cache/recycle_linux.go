@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 )
 
@@ -124,7 +125,10 @@ func (c *Cache) take(ref Ref, kin, data string) error {
 	if err := dropMark(old.path); err != nil {
 		return err
 	}
-	return os.Rename(filepath.Join(old.path, dataName), data)
+	failpoint.Hit("cache-recycle-unmarked")
+	err = os.Rename(filepath.Join(old.path, dataName), data)
+	failpoint.Hit("cache-recycle-moved")
+	return err
 }
 
 // detach moves an entry that may be recycled to a temporary name. The folder
@@ -206,5 +210,6 @@ func dropMark(path string) error {
 	if err != nil {
 		return &os.PathError{Op: "unlinkat", Path: filepath.Join(path, durableName), Err: err}
 	}
+	failpoint.Hit("cache-unmarked")
 	return fsync(fd, path)
 }

@@ -328,15 +328,12 @@ func (w *writer) use(ctx context.Context, r Ref, user string, mine bool, slow fu
 func TestRecycleRace(t *testing.T) {
 	c, err := Open(filepath.Join(t.TempDir(), "shifted"), Options{RecycleAfter: 1, MaxBuilds: 6})
 	require.NoError(t, err)
-	deadline := time.Now().Add(2 * time.Second)
-	if testing.Short() {
-		deadline = time.Now().Add(300 * time.Millisecond)
-	}
 	w := &writer{c: c}
+	racing := raceFor(2*time.Second, &w.recycled)
 	var all sync.WaitGroup
 	for worker := range 8 {
 		all.Go(func() {
-			for i := 0; time.Now().Before(deadline); i++ {
+			for i := 0; racing(); i++ {
 				layer := []string{"a", "b"}[(i/4)%2]
 				r := ref(layer, byte((i*7+worker)%5))
 				if !assert.NoError(t, w.use(t.Context(), r, fmt.Sprintf("%d-%d", worker, i), layer == "a", func() {})) {
@@ -346,7 +343,7 @@ func TestRecycleRace(t *testing.T) {
 		})
 	}
 	all.Go(func() {
-		for time.Now().Before(deadline) {
+		for racing() {
 			_, err := c.Trim(t.Context(), TrimOptions{MaxSize: 1})
 			_ = c.MarkDurable(t.Context(), ref("a", 1)) // a miss is normal here
 			if !assert.NoError(t, err) {
@@ -356,7 +353,7 @@ func TestRecycleRace(t *testing.T) {
 		}
 	})
 	all.Go(func() {
-		for time.Now().Before(deadline) {
+		for racing() {
 			cleanup, err := c.StageLayerRemoval("b")
 			if !assert.NoError(t, err) || !assert.NoError(t, cleanup()) {
 				return

@@ -8,9 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 )
 
@@ -30,6 +32,7 @@ func (c *Cache) newTemp() (*temp, error) {
 		fd, err := tryLock(unix.AT_FDCWD, path+lockSuffix, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, unix.LOCK_EX)
 		switch {
 		case err == nil:
+			failpoint.Hit("cache-temp-lock")
 			return &temp{path: path, lock: fd}, nil
 		case errors.Is(err, errBusy), errors.Is(err, unix.EEXIST):
 			// A sweep came between creation and lock, and will unlink it.
@@ -46,12 +49,20 @@ func (c *Cache) newTemp() (*temp, error) {
 // remove deletes what is there under the name, if anything, and gives the
 // name back.
 func (t *temp) remove() error {
+	// First what says that it can be gone on with.
+	if err := unlink(filepath.Join(t.path, begunName)); err != nil {
+		t.abandon()
+		return fmt.Errorf("remove %q: %w", t.path, err)
+	}
+	failpoint.Hit("cache-temp-remove")
 	if err := removeTree(t.path); err != nil {
 		t.abandon()
 		return fmt.Errorf("remove %q: %w", t.path, err)
 	}
+	failpoint.Hit("cache-temp-removed")
 	if t.lock >= 0 {
 		_ = unix.Unlink(t.path + lockSuffix)
+		failpoint.Hit("cache-temp-unlocked")
 	}
 	t.abandon()
 	return nil
@@ -59,7 +70,7 @@ func (t *temp) remove() error {
 
 // abandon leaves everything to the next sweep.
 func (t *temp) abandon() {
-	if t.lock >= 0 {
+	if t != nil && t.lock >= 0 {
 		unlock(t.lock)
 		t.lock = -1
 	}
@@ -88,6 +99,7 @@ func (c *Cache) trash(dirfd int, path string) (*temp, error) {
 func (t *temp) take(dirfd int, path string) error {
 	err := unix.Renameat(dirfd, path, unix.AT_FDCWD, t.path)
 	if err == nil {
+		failpoint.Hit("cache-taken")
 		return nil
 	}
 	if t.lock >= 0 {
@@ -97,8 +109,9 @@ func (t *temp) take(dirfd int, path string) error {
 	return &os.LinkError{Op: "rename", Old: path, New: t.path, Err: err}
 }
 
-// sweep deletes what the dead left in tmp/.
-func (c *Cache) sweep(ctx context.Context) error {
+// sweep deletes what the dead left in tmp/, but for builds that were begun less
+// than keep ago, which the next builder may go on with.
+func (c *Cache) sweep(ctx context.Context, keep time.Duration) error {
 	dir := filepath.Join(c.dir, tmpName)
 	names, err := readNames(dir)
 	if err != nil {
@@ -110,6 +123,9 @@ func (c *Cache) sweep(ctx context.Context) error {
 			return errors.Join(append(errs, err)...)
 		}
 		tmp := temp{path: filepath.Join(dir, strings.TrimSuffix(name, lockSuffix)), lock: -1}
+		if c.begunWithin(tmp.path, keep) {
+			continue
+		}
 		tmp.lock, err = tryLock(unix.AT_FDCWD, tmp.path+lockSuffix, unix.O_RDWR, unix.LOCK_EX)
 		switch {
 		case errors.Is(err, errBusy):
@@ -133,7 +149,8 @@ func (c *Cache) sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// sweepLocks unlinks the key locks that dead builders left.
+// sweepLocks unlinks the key locks that dead builders left, and doubts of another
+// boot.
 func (c *Cache) sweepLocks() error {
 	dir := filepath.Join(c.dir, locksName)
 	names, err := readNames(dir)
@@ -141,10 +158,16 @@ func (c *Cache) sweepLocks() error {
 		return fmt.Errorf("clean up locks: %w", err)
 	}
 	for _, name := range names {
+		path := filepath.Join(dir, name)
+		if name == doubtName {
+			if boot, err := os.ReadFile(path); err == nil && string(boot) != c.bootID {
+				_ = unix.Unlink(path)
+			}
+			continue
+		}
 		if !strings.HasSuffix(name, lockSuffix) {
 			continue
 		}
-		path := filepath.Join(dir, name)
 		if fd, err := tryLock(unix.AT_FDCWD, path, unix.O_RDWR, unix.LOCK_EX); err == nil {
 			_ = unix.Unlink(path)
 			unlock(fd)

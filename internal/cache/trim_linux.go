@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 )
 
@@ -108,7 +109,11 @@ func (c *Cache) Trim(ctx context.Context, o TrimOptions) (removed []Info, err er
 		}
 	})
 	pass(left, true, func() bool { return o.MaxSize > 0 && total > o.MaxSize })
-	errs = append(errs, ctx.Err(), c.sweep(ctx), c.sweepLocks())
+	keep := begunKept
+	if o.MaxAge > 0 {
+		keep = min(keep, o.MaxAge)
+	}
+	errs = append(errs, ctx.Err(), c.sweep(ctx, keep), c.sweepLocks())
 	if err := errors.Join(errs...); err != nil {
 		return removed, fmt.Errorf("trim cache %q: %w", c.dir, err)
 	}
@@ -164,6 +169,7 @@ func (c *Cache) takeAway(ctx context.Context, ref Ref, decide func(fd int) (drop
 	if tmp != nil {
 		// The last entry takes the folder of the layer with it.
 		_ = unix.Rmdir(filepath.Join(c.dir, ref.Layer))
+		failpoint.Hit("cache-layer-folder-removed")
 	}
 	return tmp, err
 }
@@ -184,6 +190,7 @@ func (c *Cache) trimLocked(ctx context.Context, fd int, old Info, o TrimOptions,
 		if err := unix.Unlinkat(fd, usersName+"/"+user, 0); err != nil && !absent(err) {
 			return false, fmt.Errorf("forget user: %w", &os.PathError{Op: "unlinkat", Path: user, Err: err})
 		}
+		failpoint.Hit("cache-user-forgotten")
 	}
 	if alive > 0 && !o.Force {
 		return false, nil
@@ -210,15 +217,15 @@ func (c *Cache) StageLayerRemoval(layer string) (cleanup func() error, err error
 	if err := checkLayer(layer); err != nil {
 		return nil, fmt.Errorf("remove cache entries: %w", err)
 	}
-	nothing := func() error { return nil }
+	begun := func() error { return c.dropBegun(layer) }
 	path := filepath.Join(c.dir, layer)
 	for {
 		if _, err := os.Lstat(path); absent(err) {
-			return nothing, nil
+			return begun, nil
 		}
 		tmp, err := c.trash(unix.AT_FDCWD, path)
 		if err == nil {
-			return sync.OnceValue(tmp.remove), nil
+			return sync.OnceValue(func() error { return errors.Join(tmp.remove(), begun()) }), nil
 		}
 		if _, gone := os.Lstat(filepath.Join(c.dir, tmpName)); !absent(err) || gone != nil {
 			return nil, fmt.Errorf("remove cache entries of layer %s: %w", layer, err)

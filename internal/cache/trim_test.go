@@ -162,9 +162,9 @@ func TestTrimGoesOnAfterAnError(t *testing.T) {
 	f := newFixture(t)
 	f.acquire(ref("l", 1), "u", 1)
 	f.acquire(ref("l", 2), "u", 1)
-	metaFile := filepath.Join(f.path(ref("l", 1)), metaName)
-	require.NoError(t, os.Remove(metaFile))
-	require.NoError(t, os.Mkdir(metaFile, 0o700)) // EISDIR
+	user := filepath.Join(f.path(ref("l", 1)), usersName, "u")
+	require.NoError(t, os.Remove(user))
+	require.NoError(t, os.Mkdir(user, 0o700)) // EISDIR
 	removed, err := f.Trim(t.Context(), TrimOptions{UserAlive: alive(), MaxSize: 1})
 	require.ErrorContains(t, err, ref("l", 1).String())
 	require.Equal(t, []byte{2}, keys(removed))

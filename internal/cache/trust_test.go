@@ -85,6 +85,28 @@ func TestUnusableEntries(t *testing.T) {
 			t.Helper()
 			require.NoError(t, os.RemoveAll(filepath.Join(dir, usersName)))
 		}, Damaged, "users"},
+		{"meta too long", metaText(strings.Repeat(" ", metaLimit+4096)), Damaged, "file too large"},
+		{"negative size", metaText(`{"version":1,"stats":{"bytes":-5,"inodes":1}}`), Damaged, "-5 bytes"},
+		{"meta is a folder", folderAt(metaName), Damaged, "is a directory"},
+		{"meta is a link", linkAt(metaName, "/etc/passwd"), Damaged, "too many levels of symbolic links"},
+		{"users is a file", fileAt(usersName), Damaged, "users is another kind of file"},
+		{"users is a link", linkAt(usersName, "/tmp"), Damaged, "users is another kind of file"},
+		{"no data", func(t *testing.T, dir string) {
+			t.Helper()
+			require.NoError(t, os.RemoveAll(filepath.Join(dir, dataName)))
+		}, Damaged, "data: "},
+		{"data is a file", fileAt(dataName), Damaged, "data is another kind of file"},
+		{"data is a link", linkAt(dataName, "/etc"), Damaged, "data is another kind of file"},
+		{"mark is a folder", folderAt(durableName), Damaged, "durable is another kind of file"},
+		{"a copy", func(t *testing.T, dir string) {
+			t.Helper()
+			data := filepath.Join(dir, dataName)
+			require.NoError(t, os.CopyFS(data+".new", os.DirFS(data)))
+			require.NoError(t, os.RemoveAll(data))
+			require.NoError(t, os.WriteFile(data, nil, 0o600)) // so that the inode is not used again
+			require.NoError(t, os.Rename(data, data+".old"))
+			require.NoError(t, os.Rename(data+".new", data))
+		}, Copied, "a copy of what was built"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFixture(t)
@@ -102,15 +124,6 @@ func TestUnusableEntries(t *testing.T) {
 			requireNoTemp(t, f.Cache)
 		})
 	}
-	t.Run("meta too long", func(t *testing.T) {
-		f := newFixture(t)
-		f.acquire(r, "u", 1)
-		metaText(strings.Repeat(" ", metaLimit+4096))(t, f.path(r))
-		_, err := f.Acquire(t.Context(), r, "u", noBuild(t))
-		require.ErrorIs(t, err, unix.EFBIG)
-		_, err = f.List(t.Context())
-		require.ErrorIs(t, err, unix.EFBIG)
-	})
 	t.Run("long meta", func(t *testing.T) {
 		f := newFixture(t)
 		b := filesBuilder(1)
@@ -119,6 +132,53 @@ func TestUnusableEntries(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, string(b.Meta), string(f.acquire(r, "u", 1).Meta()))
 	})
+}
+
+// TestDistrust checks that only the entry that is meant is built anew.
+func TestDistrust(t *testing.T) {
+	f := newFixture(t)
+	r := ref("l", 1)
+	f.acquire(r, "stopped", 1)
+	bad := f.acquire(r, "u", 1)
+	for range 2 {
+		require.NoError(t, f.Distrust(t.Context(), bad))
+	}
+	require.Equal(t, Damaged, requireList(t, f.Cache)[0].Unusable)
+	good := f.acquire(r, "u", 1)
+	require.True(t, good.BuiltNow())
+	require.Equal(t, []string{"stopped", "u"}, requireList(t, f.Cache)[0].Users)
+	require.NoError(t, f.Distrust(t.Context(), bad), "another has taken its place")
+	require.False(t, f.acquire(r, "u", 1).BuiltNow())
+	require.NoError(t, f.Distrust(t.Context(), good))
+	require.True(t, f.acquire(r, "u", 1).BuiltNow())
+	_, err := f.Trim(t.Context(), TrimOptions{UserAlive: alive(), MaxSize: 1})
+	require.NoError(t, err)
+	require.NoError(t, f.Distrust(t.Context(), good), "gone")
+	requireNoTemp(t, f.Cache)
+}
+
+func fileAt(name string) func(*testing.T, string) {
+	return func(t *testing.T, dir string) {
+		t.Helper()
+		require.NoError(t, os.RemoveAll(filepath.Join(dir, name)))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), nil, 0o600))
+	}
+}
+
+func folderAt(name string) func(*testing.T, string) {
+	return func(t *testing.T, dir string) {
+		t.Helper()
+		require.NoError(t, os.RemoveAll(filepath.Join(dir, name)))
+		require.NoError(t, os.Mkdir(filepath.Join(dir, name), 0o700))
+	}
+}
+
+func linkAt(name, target string) func(*testing.T, string) {
+	return func(t *testing.T, dir string) {
+		t.Helper()
+		require.NoError(t, os.RemoveAll(filepath.Join(dir, name)))
+		require.NoError(t, os.Symlink(target, filepath.Join(dir, name)))
+	}
 }
 
 func metaText(text string) func(*testing.T, string) {

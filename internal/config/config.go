@@ -33,6 +33,9 @@ type Config struct {
 	// Workers is the number of threads of a build. 0: as many as there are
 	// processors.
 	Workers int
+	// BackgroundAfter is how long a mount may hold the locks of the storage
+	// library while something is made for it. 0: as long as it takes.
+	BackgroundAfter time.Duration
 }
 
 // maxWorkers bounds Workers; each is an operating system thread.
@@ -107,6 +110,14 @@ func setters() map[string]func(c *Config, value string) error {
 				return &ValueError{Key: "cache_max_age", Value: v, Allowed: `a duration such as "90m" or "720h"; "0" for ever`}
 			}
 			c.CacheMaxAge = age
+			return nil
+		},
+		"background_after": func(c *Config, v string) error {
+			after, err := time.ParseDuration(v)
+			if err != nil || after < 0 {
+				return &ValueError{Key: "background_after", Value: v, Allowed: `a duration such as "200ms" or "2s"; "0" for never`}
+			}
+			c.BackgroundAfter = after
 			return nil
 		},
 		"erofs_without": func(c *Config, v string) error {

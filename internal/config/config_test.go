@@ -33,7 +33,8 @@ unmapped = "refuse"
 cache_max_size = "512m"
 cache_max_age = "90m"
 workers = 4
-`, Config{Engine: "metacopy", Unmapped: "refuse", CacheMaxSize: 512 << 20, CacheMaxAge: 90 * time.Minute, Workers: 4},
+background_after = "3s"
+`, Config{Engine: "metacopy", Unmapped: "refuse", CacheMaxSize: 512 << 20, CacheMaxAge: 90 * time.Minute, Workers: 4, BackgroundAfter: 3 * time.Second},
 		},
 		{"one key", "[shiftoverlay]\nworkers = 3", with(func(c *Config) { c.Workers = 3 })},
 		{"inline table", `shiftoverlay = { engine = "idmap" }`, with(func(c *Config) { c.Engine = "idmap" })},
@@ -54,7 +55,7 @@ workers = 4
 		base := with(func(c *Config) { c.Engine, c.Workers = "copyup", 7 })
 		got, err := Parse(base, "[shiftoverlay]\nunmapped = \"refuse\"")
 		require.NoError(t, err)
-		require.Equal(t, Config{Engine: "copyup", Unmapped: "refuse", CacheMaxSize: d.CacheMaxSize, CacheMaxAge: d.CacheMaxAge, Workers: 7}, got)
+		require.Equal(t, Config{Engine: "copyup", Unmapped: "refuse", CacheMaxSize: d.CacheMaxSize, CacheMaxAge: d.CacheMaxAge, Workers: 7, BackgroundAfter: d.BackgroundAfter}, got)
 	})
 }
 

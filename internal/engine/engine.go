@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync/atomic"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/mount"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
@@ -32,6 +31,20 @@ type Env struct {
 	// without a loop device, with the layers as data-only lowers, and with one
 	// image for all mappings.
 	ErofsFile, ErofsData, ErofsIdmap string
+	// Rootless says that this is not the root of the machine but that of a user
+	// namespace: overlay's attributes are user.overlay.* (mount option
+	// userxattr), metadata-only files are followed into data-only lowers only,
+	// and nobody can make devices.
+	Rootless bool
+}
+
+// Overlay says which attributes are overlay's for the root of the machine, and for
+// that of a user namespace.
+func Overlay(rootless bool) idshift.Namespace {
+	if rootless {
+		return idshift.UserOverlay
+	}
+	return idshift.TrustedOverlay
 }
 
 // Engine is one way to shift. Implementations have no state and are safe for
@@ -51,11 +64,20 @@ type Job struct {
 	Chain []string
 	// Shift holds the rules for one inode.
 	Shift *idshift.Shift
+	// Rootless is that of Env.
+	Rootless bool
 	// Workers is the number of threads to use; 0 stands for one per
 	// processor.
 	Workers int
-	// Count, if set, counts files and folders that are done, for those who wait.
-	Count *atomic.Int64
+	// Done, if set, is told how many more files and folders are done, for those who
+	// wait. Several threads call it at the same time, and wait while it does.
+	Done func(entries int)
+}
+
+// Walk reads the chain as one tree (idshift.Walk).
+func (j Job) Walk(ctx context.Context, sink idshift.Sink) error {
+	o := idshift.WalkOptions{Workers: j.Workers, Done: j.Done, Namespace: Overlay(j.Rootless)}
+	return idshift.Walk(ctx, j.Chain, o, sink)
 }
 
 // Builder is an Engine that makes a shifted lower on disk.
@@ -72,6 +94,25 @@ type Builder interface {
 	// Lower returns the folder below dir that is to be put above the chain as
 	// overlay's uppermost lower.
 	Lower(dir string) string
+}
+
+// Redirector is a Builder whose files lead to data-only lowers.
+type Redirector interface {
+	Builder
+	// Data returns in what overlay is to look for data, in this order, instead of
+	// having the chain as ordinary lowers: folders, and then trees that the
+	// caller closes. There is nothing if the chain is to be mounted as with any
+	// Builder. dir is what Build made of the chain.
+	Data(dir string, chain []string) (folders []string, trees []*mount.Tree, err error)
+}
+
+// Resumer is a Builder that can go on where a process died.
+type Resumer interface {
+	Builder
+	// Resume does what Build does, in the folder in which the process died, in
+	// this boot, that was at Build or Resume for the same job; the layers are the
+	// same inodes. After an error dir is worth nothing.
+	Resume(ctx context.Context, dir string, job Job) error
 }
 
 // Recycler is a Builder that makes a shifted lower for one mapping out of one
@@ -125,6 +166,10 @@ type Noter interface {
 	// Note is put after the reason of a choice.
 	Note() string
 }
+
+// ErrDamaged is reached by errors about what an engine made before: it is not,
+// or not any more, what the engine would make.
+var ErrDamaged = errors.New("damaged")
 
 // UnfitError says why an engine should not be used for one image, although it
 // works here.

@@ -31,7 +31,7 @@ func Build(ctx context.Context, f *os.File, chain []string, o Options) (Info, er
 	if err != nil {
 		return Info{}, err
 	}
-	if err := idshift.Walk(ctx, chain, idshift.WalkOptions{Workers: o.Workers, Count: o.Count}, c); err != nil {
+	if err := idshift.Walk(ctx, chain, idshift.WalkOptions{Workers: o.Workers, Done: o.Done}, c); err != nil {
 		return Info{}, fmt.Errorf("build EROFS image: %w", err)
 	}
 	p, err := c.place(ctx)

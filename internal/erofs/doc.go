@@ -42,7 +42,6 @@ package erofs
 import (
 	"errors"
 	"fmt"
-	"sync/atomic"
 )
 
 // Layout says how overlay finds the data of the regular files of an image. In
@@ -89,8 +88,9 @@ type Options struct {
 	// Workers is the number of threads that read the layers; 0 stands for one
 	// per processor. It does not change the result.
 	Workers int
-	// Count, if set, counts the files and folders that were read.
-	Count *atomic.Int64
+	// Done, if set, is told how many more files and folders were read, by several
+	// threads at the same time.
+	Done func(entries int)
 }
 
 // Info is what is to be known of an image.

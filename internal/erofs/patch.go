@@ -199,10 +199,8 @@ func (s *segment) value(b []byte) error {
 	if !ok {
 		return damaged("attribute %q of kind %d has no IDs", name, index)
 	}
-	out, keep, err := s.shift.Xattr(full, value)
+	out, keep, err := shiftValue(s.shift, full, value)
 	switch {
-	case errors.Is(err, idshift.ErrBadACL), errors.Is(err, idshift.ErrBadCapability):
-		return damaged("%v", err)
 	case err != nil:
 		return err
 	case full != idshift.Capability:
@@ -224,6 +222,16 @@ func (s *segment) value(b []byte) error {
 	}
 	le.PutUint32(value[capabilityRoot:], root)
 	return nil
+}
+
+// shiftValue shifts an attribute of a template, where none is malformed that
+// Build has written.
+func shiftValue(shift *idshift.Shift, name string, value []byte) (out []byte, keep bool, err error) {
+	out, keep, err = shift.Xattr(name, value)
+	if errors.Is(err, idshift.ErrBadACL) || errors.Is(err, idshift.ErrBadCapability) {
+		err = damaged("%v", err)
+	}
+	return out, keep, err
 }
 
 // cutEntry takes apart the attribute that b begins with; false if b ends

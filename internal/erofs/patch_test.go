@@ -424,6 +424,8 @@ func FuzzPatch(f *testing.F) {
 			f.Add([]byte{byte(at), byte(at >> 8), 255, 0, 0, 'X'}, uint16(3), same, false, false)
 		}
 	}
+	// An owner that is refused, in a template with an ACL that is damaged, too.
+	f.Add([]byte("\xc9\xc90\x00eH"), uint16(0), true, true, true)
 	shifts := map[bool]*idshift.Shift{true: newShift(f, "0:100000:3", idshift.Refuse), false: newShift(f, "0:100000:3", idshift.Overflow)}
 	f.Fuzz(func(t *testing.T, changes []byte, cut uint16, same, fix, strict bool) {
 		b := slices.Clone(templates[same])

@@ -158,7 +158,7 @@ func (r *reader) entry(b []byte) (int, error) {
 		return 0, damaged("attribute")
 	}
 	if full, ok := fullName(index, name); ok {
-		if _, _, err := r.shift.Xattr(full, value); err != nil {
+		if _, _, err := shiftValue(r.shift, full, value); err != nil {
 			return 0, err
 		}
 	}

@@ -49,6 +49,28 @@ func OpenDir(dirfd int, path string) (int, error) {
 	return fd, err
 }
 
+// OpenBeneath opens something below a directory, by a path that leads through
+// neither symbolic links nor mounts nor upwards (openat2(2)), as overlay looks up
+// data. It needs Linux 5.6.
+func OpenBeneath(dirfd int, path string, flags uint64) (int, error) {
+	how := unix.OpenHow{
+		Flags:   flags | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
+	}
+	fd := -1
+	err := retry(func() (err error) {
+		fd, err = unix.Openat2(dirfd, path, &how)
+		if errors.Is(err, unix.EAGAIN) { // something was renamed meanwhile
+			err = unix.EINTR
+		}
+		return err
+	})
+	if err != nil {
+		return -1, pathError("openat2", path, err)
+	}
+	return fd, nil
+}
+
 // Close closes a descriptor. It is not tried again on EINTR: Linux has given
 // the descriptor back by then (close(2), NOTES).
 func Close(fd int) error {

@@ -15,13 +15,15 @@ import (
 // Overlay is an overlay to be mounted (overlayfs.rst), with the lowers Above,
 // Tree and Below, from the uppermost down, and Data behind them.
 type Overlay struct {
-	// Tree is a lower that is in no mount table; required.
+	// Tree is a lower that is in no mount table; nil for none.
 	Tree *Tree
 	// Above and Below are folders, uppermost first.
 	Above, Below []string
 	// Data are folders, uppermost first, in which only the data of files above
 	// is looked up: data-only lowers.
 	Data []string
+	// DataTrees are more of them, behind Data.
+	DataTrees []*Tree
 	// Upper and Work make the overlay writable; both or neither.
 	Upper, Work string
 	// Options are further options of overlay; Label is the SELinux context of
@@ -50,9 +52,10 @@ func (o Overlay) Mount() (*Tree, error) {
 	// A mount with "volatile" that fails, for whatever reason, makes the kernel
 	// refuse the next one (overlayfs.rst, "Volatile mount"): one try only.
 	var t *Tree
-	if o.Attach == "" || !slices.Contains(options, "volatile") {
+	attach := o.Attach != "" && o.Tree != nil
+	if !attach || !slices.Contains(options, "volatile") {
 		t, err = o.try(attrs, options)
-		if !errors.Is(err, unix.EINVAL) || o.Attach == "" {
+		if !errors.Is(err, unix.EINVAL) || !attach {
 			return t, err
 		}
 	}
@@ -79,19 +82,21 @@ func (o Overlay) try(attrs int, options []string) (*Tree, error) {
 	if err := c.set("source=overlay"); err != nil {
 		return nil, err
 	}
-	root, err := linux.OpenDir(o.Tree.fd, ".")
-	if err != nil {
-		return nil, fmt.Errorf("mount overlay: open lower: %w", err)
-	}
-	defer linux.Close(root)
 	if err := c.folders("lowerdir+", o.Above); err != nil {
 		return nil, err
 	}
-	if err := c.file("lowerdir+", root); err != nil {
-		return nil, err
+	if o.Tree != nil {
+		if err := c.tree("lowerdir+", o.Tree); err != nil {
+			return nil, err
+		}
 	}
 	if err := errors.Join(c.folders("lowerdir+", o.Below), c.folders("datadir+", o.Data)); err != nil {
 		return nil, err
+	}
+	for _, t := range o.DataTrees {
+		if err := c.tree("datadir+", t); err != nil {
+			return nil, err
+		}
 	}
 	if o.Upper != "" {
 		if err := errors.Join(c.folders("upperdir", []string{o.Upper}), c.folders("workdir", []string{o.Work})); err != nil {
@@ -104,6 +109,16 @@ func (o Overlay) try(attrs int, options []string) (*Tree, error) {
 		}
 	}
 	return c.create(attrs)
+}
+
+// tree passes a tree as an option.
+func (c *config) tree(key string, t *Tree) error {
+	root, err := linux.OpenDir(t.fd, ".")
+	if err != nil {
+		return fmt.Errorf("mount overlay: open lower: %w", err)
+	}
+	defer linux.Close(root)
+	return c.file(key, root)
 }
 
 // folders passes folders of any path as options.

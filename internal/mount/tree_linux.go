@@ -128,6 +128,17 @@ func (t *Tree) Close() error {
 	return linux.Close(fd)
 }
 
+// CloseAll closes trees, some of which may be nil.
+func CloseAll(trees ...*Tree) error {
+	var errs []error
+	for _, t := range trees {
+		if t != nil {
+			errs = append(errs, t.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // config is a file system that is being configured (fsopen(2)).
 type config struct {
 	fs string

@@ -11,11 +11,8 @@ import (
 
 // Overlay's extended attributes, in the namespace that root uses.
 const (
-	Prefix   = "trusted.overlay."
-	Metacopy = Prefix + "metacopy" // the data is in a lower; the value may hold a digest
-	Redirect = Prefix + "redirect" // the lower's path, absolute or a sibling's name
-	Opaque   = Prefix + "opaque"   // "y": nothing below shows; "x": holds whiteouts of the attribute form
-	Whiteout = Prefix + "whiteout" // on an empty file: a whiteout
+	Metacopy = "trusted.overlay.metacopy" // the data is in a lower; the value may hold a digest
+	Opaque   = "trusted.overlay.opaque"   // "y": nothing below shows; "x": holds whiteouts of the attribute form
 )
 
 // Options is a list of mount options in the order given.

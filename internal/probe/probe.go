@@ -17,6 +17,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 )
 
 // Result is the answer to one question: empty if the thing works, otherwise
@@ -36,7 +38,7 @@ func result(err error) Result {
 
 // reportVersion changes with what is tried: a report that a former version of
 // this package left in this boot is not believed.
-const reportVersion = 3
+const reportVersion = 4
 
 // Report is what was found out about one file system on the running kernel.
 type Report struct {
@@ -69,6 +71,12 @@ type Report struct {
 	// ErofsIdmap: overlay takes an idmapped mount of an image, and maps the IDs
 	// in its POSIX ACLs, too.
 	ErofsIdmap Result `json:"erofs_idmap"`
+	// Rootless says for whom the report holds: the root of a user namespace.
+	Rootless bool `json:"rootless"`
+	// UserMetacopy: overlay finds the data of hand-made metadata-only files with
+	// user.overlay.* attributes in data-only lowers (mount option userxattr),
+	// under a writable upper; all that there is for the root of a user namespace.
+	UserMetacopy Result `json:"user_metacopy"`
 	// Reflink: files can share data (FICLONE).
 	Reflink Result `json:"reflink"`
 }
@@ -84,6 +92,8 @@ type Options struct {
 	// UserNS makes a user namespace and returns the path of its file, such as
 	// /proc/123/ns/user. It is called at most once.
 	UserNS func() (path string, cleanup func(), err error)
+	// Rootless says that the process is the root of a user namespace.
+	Rootless bool
 }
 
 // BootID returns the kernel's identifier of this boot
@@ -105,9 +115,9 @@ func Run(o Options) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
+	want.Rootless = o.Rootless
 	if b, err := os.ReadFile(o.Remember); err == nil {
-		var got Report
-		if json.Unmarshal(b, &got) == nil && got.Version == want.Version && got.BootID == want.BootID && got.Kernel == want.Kernel && got.Dev == want.Dev {
+		if got, ok := recall(want, b); ok {
 			return got, nil
 		}
 	}
@@ -115,6 +125,7 @@ func Run(o Options) (Report, error) {
 	if err != nil {
 		return Report{}, fmt.Errorf("probe file system: %w", err)
 	}
+	failpoint.Hit("probe-folder")
 	defer os.RemoveAll(dir)
 	r := want
 	r.TrustedXattr = result(trustedXattr(dir))
@@ -122,6 +133,7 @@ func Run(o Options) (Report, error) {
 	if r.Metacopy.OK() {
 		r.Metacopy = result(metacopy(dir))
 	}
+	r.UserMetacopy = result(userMetacopy(dir))
 	r.Reflink = result(reflink(dir))
 	ns, cleanup, err := openUserNS(o.UserNS)
 	if err == nil {
@@ -135,15 +147,22 @@ func Run(o Options) (Report, error) {
 		r.IdmapACL = result(idmapACL(dir, ns))
 	}
 	r.probeErofs(dir, ns)
+	failpoint.Hit("probed")
 	r.dropName(dir)
 	return r, r.remember(o.Remember)
+}
+
+// recall reads a remembered report, if it holds where want does.
+func recall(want Report, text []byte) (got Report, ok bool) {
+	ok = json.Unmarshal(text, &got) == nil && got.Version == want.Version && got.BootID == want.BootID && got.Kernel == want.Kernel && got.Dev == want.Dev && got.Rootless == want.Rootless
+	return got, ok
 }
 
 // dropName takes the name of the probe's folder, which is another one each
 // time, out of the reasons.
 func (r *Report) dropName(dir string) {
 	for _, result := range []*Result{
-		&r.TrustedXattr, &r.Metacopy, &r.IdmapMount, &r.IdmapACL, &r.Reflink, &r.Erofs, &r.ErofsFile, &r.ErofsData, &r.ErofsIdmap,
+		&r.TrustedXattr, &r.Metacopy, &r.UserMetacopy, &r.IdmapMount, &r.IdmapACL, &r.Reflink, &r.Erofs, &r.ErofsFile, &r.ErofsData, &r.ErofsIdmap,
 	} {
 		*result = Result(strings.ReplaceAll(string(*result), dir+"/", ""))
 	}
@@ -194,6 +213,7 @@ func (r Report) remember(file string) error {
 		return fmt.Errorf("remember probe report: %w", err)
 	}
 	_, err = f.Write(b)
+	failpoint.Hit("probe-report-written")
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(f.Name(), file)
 	}

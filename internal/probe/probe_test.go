@@ -76,6 +76,11 @@ func TestRun(t *testing.T) {
 			if testutil.KernelSince(t, 6, 8) {
 				assert.Empty(t, r.ErofsData)
 			}
+			if testutil.KernelSince(t, 6, 16) {
+				assert.Empty(t, r.UserMetacopy)
+			} else {
+				assert.Contains(t, r.UserMetacopy, "userxattr")
+			}
 			if !r.ErofsFile.OK() { // an option of the kernel's build
 				assert.Contains(t, string(r.ErofsFile), "block device required")
 			}
@@ -156,6 +161,7 @@ func TestRemember(t *testing.T) {
 		"another kernel":      {func(r *probe.Report) { r.Kernel = "6.0" }, false},
 		"another version":     {func(r *probe.Report) { r.Version++ }, false},
 		"another file system": {func(r *probe.Report) { r.Dev++ }, false},
+		"another user":        {func(r *probe.Report) { r.Rootless = true }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			rewrite(c.change)

@@ -14,6 +14,7 @@ import (
 	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 	"github.com/shiftoverlay/shiftoverlay/internal/mount"
 	"github.com/shiftoverlay/shiftoverlay/internal/ovl"
+	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
 
 // probeData is what a probe writes to a file and expects to read elsewhere.
@@ -59,6 +60,47 @@ func metacopy(dir string) error {
 	}
 	defer mnt.Close()
 	return readProbe(mnt)
+}
+
+// userMetacopy does so with attributes that need no privilege, a data-only lower
+// and an upper, in folders of their own.
+func userMetacopy(dir string) error {
+	dir = filepath.Join(dir, "user")
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for _, d := range []string{"", "data", "data/below", "meta", "upper", "work"} {
+		if err := os.Mkdir(at(d), 0o700); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(at("data/below/f"), []byte(probeData), 0o600); err != nil {
+		return err
+	}
+	if err := os.WriteFile(at("meta/f"), nil, 0o600); err != nil {
+		return err
+	}
+	if err := os.Truncate(at("meta/f"), int64(len(probeData))); err != nil {
+		return err
+	}
+	for name, value := range map[string]string{"metacopy": "", "redirect": "/below/f"} {
+		name = idshift.UserOverlay.Attribute(name)
+		if err := unix.Lsetxattr(at("meta/f"), name, []byte(value), 0); err != nil {
+			return fmt.Errorf("extended attributes user.* cannot be set here: %w", err)
+		}
+	}
+	mnt, err := mount.Overlay{
+		Above: []string{at("meta")}, Data: []string{at("data")}, Upper: at("upper"), Work: at("work"), Options: []string{"userxattr"},
+	}.Mount()
+	if err != nil {
+		return fmt.Errorf("overlay with userxattr and data-only lowers (since Linux 6.16 or so): %w", err)
+	}
+	defer mnt.Close()
+	if err := readProbe(mnt); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(mnt.Path(), "new"), nil, 0o600); err != nil {
+		return fmt.Errorf("overlay with userxattr and data-only lowers cannot be written to: %w", err)
+	}
+	return nil
 }
 
 // overlayOf mounts a read-only overlay of folders, uppermost first, with

@@ -76,7 +76,7 @@ func TestErofs(t *testing.T) {
 				lower, err := sh.Prepare(t.Context(), st.plan(t, sh, mapping(t, text, text)), fmt.Sprint("c", i))
 				require.NoError(t, err)
 				assert.Equal(t, "erofs", lower.Engine)
-				assert.Equal(t, env.ErofsData == "", lower.DataOnly)
+				assert.Equal(t, env.ErofsData == "", len(lower.Data) > 0)
 				assert.Equal(t, [2]uint32{base + 1000, base + 1000}, imageOwner(t, lower))
 				require.NoError(t, lower.Close())
 				require.NoError(t, lower.Close(), "twice")
@@ -128,4 +128,24 @@ func TestErofsUnfit(t *testing.T) {
 	for _, u := range users(t, st.cache) {
 		assert.Contains(t, u, "[]", "all was released")
 	}
+}
+
+// TestErofsPassing checks that a container is registered with the template of its
+// image only as long as the process lives that patches it: who dies meanwhile
+// must not hold the template as long as the container is there.
+func TestErofsPassing(t *testing.T) {
+	testutil.RequireRoot(t)
+	st := newStore(t)
+	asked := ""
+	sh := newShifter(t, shifter.Options{
+		Settings: shifter.Settings{Engine: "erofs"}, Env: engine.Env{ErofsIdmap: "no"}, Cache: st.cache, UserNS: userNS(t),
+		Passing: func(user string) string {
+			asked = user
+			return "not/a/name"
+		},
+	})
+	_, err := sh.Prepare(t.Context(), st.plan(t, sh, mapping(t, "0:100000:65536", "0:100000:65536")), "c")
+	require.ErrorContains(t, err, "not/a/name", "the template is acquired for whom Passing names")
+	assert.Equal(t, "c", asked)
+	assert.Empty(t, users(t, st.cache))
 }

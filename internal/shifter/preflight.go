@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shiftoverlay/shiftoverlay/internal/engine"
 	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
@@ -26,15 +27,15 @@ const entryBytes = 1 << 10
 // free inodes than a tree of the chain needs, or too few blocks for them. File
 // data is not counted, and nothing is where plenty is free. Other errors say that
 // it could not be found out.
-func preflight(ctx context.Context, dir string, chain []string) error {
+func preflight(ctx context.Context, dir string, job engine.Job) error {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(dir, &fs); err != nil {
 		return &os.PathError{Op: "statfs", Path: dir, Err: err}
 	}
-	return fits(ctx, &fs, chain)
+	return fits(ctx, &fs, job)
 }
 
-func fits(ctx context.Context, fs *unix.Statfs_t, chain []string) error {
+func fits(ctx context.Context, fs *unix.Statfs_t, job engine.Job) error {
 	inodes := int64(fs.Ffree) //nolint:gosec // no file system has 2^63
 	if fs.Files == 0 {
 		inodes = plentyInodes // made as they are needed, as on btrfs
@@ -45,9 +46,9 @@ func fits(ctx context.Context, fs *unix.Statfs_t, chain []string) error {
 	}
 	enough := func(entries int64) bool { return entries <= inodes && entries <= bytes/entryBytes }
 	// The sum of all layers is cheap to have, and nearly always enough.
-	sum := -int64(len(chain)) // without the roots
+	sum := -int64(len(job.Chain)) // without the roots
 	var buf linux.DirBuffer
-	for _, layer := range chain {
+	for _, layer := range job.Chain {
 		fd, err := linux.OpenDir(unix.AT_FDCWD, layer)
 		if err != nil {
 			return err
@@ -65,7 +66,8 @@ func fits(ctx context.Context, fs *unix.Statfs_t, chain []string) error {
 		return nil
 	}
 	var entries atomic.Int64
-	if err := idshift.Walk(ctx, chain, idshift.WalkOptions{Count: &entries}, countOnly{}); err != nil {
+	job.Workers, job.Done = 0, func(n int) { entries.Add(int64(n)) }
+	if err := job.Walk(ctx, countOnly{}); err != nil {
 		return err
 	}
 	if n := entries.Load() + 1; !enough(n) {
@@ -74,7 +76,7 @@ func fits(ctx context.Context, fs *unix.Statfs_t, chain []string) error {
 	return nil
 }
 
-// countOnly is the sink of a walk that is done for its Count.
+// countOnly is the sink of a walk that is done for its Done.
 type countOnly struct{}
 
 func (countOnly) Directory(context.Context, *idshift.Dir) error { return nil }

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/shiftoverlay/shiftoverlay/internal/engine"
 	"github.com/shiftoverlay/shiftoverlay/internal/testutil"
 	"github.com/shiftoverlay/shiftoverlay/internal/testutil/fstree"
 )
@@ -35,7 +36,7 @@ func TestFits(t *testing.T) {
 		"no bytes":          {much, much, 0, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := fits(t.Context(), &unix.Statfs_t{Bsize: 4096, Files: tt.files, Ffree: tt.ffree, Bavail: tt.bavail}, chain)
+			err := fits(t.Context(), &unix.Statfs_t{Bsize: 4096, Files: tt.files, Ffree: tt.ffree, Bavail: tt.bavail}, engine.Job{Chain: chain})
 			if tt.fits {
 				require.NoError(t, err)
 				return
@@ -44,7 +45,7 @@ func TestFits(t *testing.T) {
 			require.ErrorContains(t, err, "the image has 4 files and folders, for which 4 inodes and about 0 MiB are needed")
 		})
 	}
-	err := fits(t.Context(), &unix.Statfs_t{Files: 1}, []string{"/nonexistent"})
+	err := fits(t.Context(), &unix.Statfs_t{Files: 1}, engine.Job{Chain: []string{"/nonexistent"}})
 	require.ErrorIs(t, err, unix.ENOENT)
 }
 

@@ -5,6 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,18 +41,20 @@ type Lower struct {
 	Path string
 	// Tree is to be put above the chain in a folder's place, if it is not nil.
 	Tree *mount.Tree
-	// DataOnly tells whether the chain below Tree goes into the mount as
-	// data-only lowers.
-	DataOnly bool
+	// Built tells whether something was added to the cache for it.
+	Built bool
+	// Data are the data-only lowers to be put behind Path or Tree instead of the
+	// chain, uppermost first. If there are none, the chain is below as ordinary
+	// lowers.
+	Data []string
+	// DataTrees are more of them, behind Data.
+	DataTrees []*mount.Tree
 }
 
 // Close ends what is needed until the lower has been mounted. It may be called
 // twice.
 func (l Lower) Close() error {
-	if l.Tree == nil {
-		return nil
-	}
-	return l.Tree.Close()
+	return mount.CloseAll(append(slices.Clone(l.DataTrees), l.Tree)...)
 }
 
 // DurableAfter is how long after a build an entry is made durable: by then the
@@ -97,7 +102,14 @@ func (s *Shifter) watch(p Plan, count *atomic.Int64) (done func()) {
 
 // prepare is Prepare without telling; count may be nil.
 func (s *Shifter) prepare(ctx context.Context, p Plan, user string, count *atomic.Int64) (Lower, error) {
-	p.Job.Count = count
+	if done := p.Job.Done; count != nil {
+		p.Job.Done = func(n int) {
+			count.Add(int64(n))
+			if done != nil {
+				done(n)
+			}
+		}
+	}
 	l := Lower{Engine: p.Engine.Name(), Ref: p.Ref}
 	if p.Ref == (cache.Ref{}) {
 		return l, nil
@@ -107,7 +119,7 @@ func (s *Shifter) prepare(ctx context.Context, p Plan, user string, count *atomi
 	var builtNow bool
 	switch e := p.Engine.(type) {
 	case engine.Builder:
-		l.Path, builtNow, err = s.build(ctx, e, p, user)
+		builtNow, err = s.build(ctx, e, p, user, &l)
 	case engine.Imager:
 		builtNow, err = s.image(ctx, e, p, user, &l)
 		if unfit, ok := errors.AsType[*engine.UnfitError](err); ok && p.Else != nil {
@@ -121,6 +133,7 @@ func (s *Shifter) prepare(ctx context.Context, p Plan, user string, count *atomi
 		}
 		return Lower{}, fmt.Errorf("make shifted lower of layer %s for mapping %s with engine %s: %w", p.Ref.Layer, p.Mapping, p.Engine.Name(), err)
 	}
+	l.Built = builtNow
 	s.o.Debugf("engine %v, layer %s, mapping %s: lower %s, built now: %t, %s", p.Engine, p.Ref.Layer, p.Mapping, p.Ref.Key, builtNow, time.Since(start))
 	return l, nil
 }
@@ -144,30 +157,107 @@ func (s *Shifter) acquire(ctx context.Context, p Plan, ref cache.Ref, user strin
 	return e, err
 }
 
-// build gets the folder that a Builder makes.
-func (s *Shifter) build(ctx context.Context, b engine.Builder, p Plan, user string) (lower string, now bool, err error) {
+// build gets the folder that a Builder makes for l.
+func (s *Shifter) build(ctx context.Context, b engine.Builder, p Plan, user string, l *Lower) (now bool, err error) {
 	cb := cache.Builder{Build: func(ctx context.Context, dir string) error {
-		if err := preflight(ctx, dir, p.Job.Chain); errors.Is(err, unix.ENOSPC) {
+		if err := preflight(ctx, dir, p.Job); errors.Is(err, unix.ENOSPC) {
 			return err
 		} else if err != nil {
 			s.o.Debugf("layer %s: %v", p.Ref.Layer, err) // the build will say it, too
 		}
 		return b.Build(ctx, dir, p.Job)
 	}}
+	if r, ok := b.(engine.Resumer); ok {
+		cb.State = func() (string, error) { return chainState(p.Job.Chain) }
+		cb.Resume = func(ctx context.Context, dir string) error { return r.Resume(ctx, dir, p.Job) }
+	}
 	if r, ok := b.(engine.Recycler); ok {
-		kin := key(p.Layers, b.Name(), b.Format(), "", 0)
+		kin := key(p.Layers, b.Name()+s.variant(), b.Format(), "", 0)
 		cb.Kin = kin.String()
 		cb.Recycle = func(ctx context.Context, dir string) error { return r.Recycle(ctx, dir, p.Job) }
 	}
-	e, err := s.acquire(ctx, p, p.Ref, user, b.Format(), &p.Mapping, cb)
-	if err != nil {
-		return "", false, err
+	err = s.undamaged(ctx, func() error {
+		e, err := s.acquire(ctx, p, p.Ref, user, b.Format(), &p.Mapping, cb)
+		if err != nil {
+			return err
+		}
+		l.Path, now = b.Lower(e.Path()), e.BuiltNow()
+		// Without it overlay would mount the layers alone, with their own owners.
+		st, err := os.Lstat(l.Path)
+		if err == nil && !st.IsDir() {
+			err = &os.PathError{Op: "open", Path: l.Path, Err: unix.ENOTDIR}
+		}
+		if err != nil {
+			return damaged(e, errors.Join(engine.ErrDamaged, err))
+		}
+		if r, ok := b.(engine.Redirector); ok {
+			if l.Data, l.DataTrees, err = r.Data(e.Path(), p.Job.Chain); err != nil {
+				return errors.Join(damaged(e, err), s.Release(p.Ref, user))
+			}
+		}
+		return nil
+	})
+	return now, err
+}
+
+// damagedError says that an entry's data is not what was built.
+type damagedError struct {
+	entry *cache.Entry
+	error
+}
+
+func (e *damagedError) Unwrap() error { return e.error }
+
+// damaged marks an error about the data of an entry that was there before.
+func damaged(e *cache.Entry, err error) error {
+	if !errors.Is(err, engine.ErrDamaged) || e.BuiltNow() {
+		return err
 	}
-	return b.Lower(e.Path()), e.BuiltNow(), nil
+	return &damagedError{e, err}
+}
+
+// undamaged does something that uses entries, and again without one that turned
+// out to be damaged: a patched image, and the template that it is made of.
+func (s *Shifter) undamaged(ctx context.Context, do func() error) error {
+	err := do()
+	for range 2 {
+		bad, ok := errors.AsType[*damagedError](err)
+		if !ok || ctx.Err() != nil {
+			return err
+		}
+		s.o.Debugf("shifted lower %s is damaged and made anew: %v", bad.entry.Ref(), err)
+		if err := s.o.Cache.Distrust(ctx, bad.entry); err != nil {
+			return errors.Join(bad, err)
+		}
+		err = do()
+	}
+	return err
+}
+
+// chainState names the folders of a chain as they are now: an image that is removed
+// and pulled again has the same layers, and other inodes.
+func chainState(chain []string) (string, error) {
+	var out strings.Builder
+	for _, dir := range chain {
+		var st unix.Stat_t
+		if err := unix.Stat(dir, &st); err != nil {
+			return "", &os.PathError{Op: "stat", Path: dir, Err: err}
+		}
+		fmt.Fprintf(&out, "%d:%d:%d.%d ", st.Dev, st.Ino, st.Ctim.Sec, st.Ctim.Nsec)
+	}
+	return out.String(), nil
 }
 
 // image gets the image that an Imager makes, and mounts it for l.
 func (s *Shifter) image(ctx context.Context, i engine.Imager, p Plan, user string, l *Lower) (now bool, err error) {
+	err = s.undamaged(ctx, func() (err error) {
+		now, err = s.imageOnce(ctx, i, p, user, l)
+		return err
+	})
+	return now, err
+}
+
+func (s *Shifter) imageOnce(ctx context.Context, i engine.Imager, p Plan, user string, l *Lower) (now bool, err error) {
 	ns := -1
 	var e *cache.Entry
 	if i.Patches() {
@@ -181,11 +271,15 @@ func (s *Shifter) image(ctx context.Context, i engine.Imager, p Plan, user strin
 	if err != nil {
 		return false, err
 	}
-	if l.DataOnly, err = i.DataOnly(e.Path()); err == nil {
+	dataOnly, err := i.DataOnly(e.Path())
+	if err == nil {
 		l.Tree, err = i.Mount(e.Path(), ns)
 	}
+	if dataOnly {
+		l.Data = p.Job.Chain
+	}
 	if err != nil {
-		return false, errors.Join(err, s.Release(p.Ref, user))
+		return false, errors.Join(damaged(e, err), s.Release(p.Ref, user))
 	}
 	return e.BuiltNow(), nil
 }
@@ -194,7 +288,7 @@ func (s *Shifter) image(ctx context.Context, i engine.Imager, p Plan, user strin
 func (s *Shifter) template(ctx context.Context, i engine.Imager, p Plan, user string) (*cache.Entry, error) {
 	e, err := s.acquire(ctx, p, p.Template, user, i.Format(), nil, cache.Builder{
 		Build: func(ctx context.Context, dir string) error {
-			return i.Template(ctx, dir, engine.Job{Chain: p.Job.Chain, Workers: p.Job.Workers, Count: p.Job.Count})
+			return i.Template(ctx, dir, engine.Job{Chain: p.Job.Chain, Workers: p.Job.Workers, Done: p.Job.Done})
 		},
 	})
 	if err != nil {
@@ -210,12 +304,15 @@ func (s *Shifter) patched(ctx context.Context, i engine.Imager, p Plan, user str
 		// disk that another entry could have, or being made durable.
 		Disposable: true,
 		Build: func(ctx context.Context, dir string) (err error) {
-			t, err := s.template(ctx, i, p, user)
+			// Who dies here must not hold the template as long as the container
+			// is there.
+			passing := s.o.Passing(user)
+			t, err := s.template(ctx, i, p, passing)
 			if err != nil {
 				return err
 			}
-			defer func() { err = errors.Join(err, s.Release(p.Template, user)) }()
-			return i.Patch(ctx, dir, t.Path(), p.Job)
+			defer func() { err = errors.Join(err, s.Release(p.Template, passing)) }()
+			return damaged(t, i.Patch(ctx, dir, t.Path(), p.Job))
 		},
 	})
 	if err != nil {
@@ -231,7 +328,9 @@ func (s *Shifter) fit(i engine.Imager, p Plan, e *cache.Entry, user string) erro
 		return nil
 	}
 	reason, err := i.Unfit(e.Path())
-	if err == nil && reason != "" {
+	if err != nil {
+		err = damaged(e, err)
+	} else if reason != "" {
 		err = &engine.UnfitError{Engine: i.Name(), Reason: reason}
 	}
 	if err != nil {
@@ -257,15 +356,18 @@ func (s *Shifter) Release(ref cache.Ref, user string) error {
 }
 
 // BuildOnce makes a shifted lower in dir, an empty folder, without the cache,
-// with the cheapest engine that makes a folder, and returns the folder that it
-// made below dir.
+// with the cheapest engine that makes a folder for ordinary lowers, and returns
+// the folder that it made below dir.
 func (s *Shifter) BuildOnce(ctx context.Context, dir string, chain []string, shift *idshift.Shift) (string, error) {
 	for _, e := range engines(s.o.Env) {
 		b, ok := e.(engine.Builder)
 		if !ok || b.Check(s.o.Env) != nil {
 			continue
 		}
-		if err := b.Build(ctx, dir, engine.Job{Chain: chain, Shift: shift, Workers: s.o.Workers}); err != nil {
+		if _, redirects := e.(engine.Redirector); redirects && s.o.Env.Rootless {
+			continue // what it makes needs data-only lowers
+		}
+		if err := b.Build(ctx, dir, engine.Job{Chain: chain, Shift: shift, Workers: s.o.Workers, Rootless: s.o.Env.Rootless}); err != nil {
 			return "", fmt.Errorf("shift with engine %s: %w", b.Name(), err)
 		}
 		return b.Lower(dir), nil

@@ -45,6 +45,9 @@ type Options struct {
 	// UserNS makes a user namespace with a mapping and returns a descriptor of
 	// it, which the caller closes. It is needed if Env.ErofsIdmap is empty.
 	UserNS func(m idshift.Mapping) (int, error)
+	// Passing, if set, makes of a user one that needs something only as long as
+	// this process lives: whoever says which users are alive must know.
+	Passing func(user string) string
 	// Slow, if set, is called each second while Prepare waits for something to be
 	// made, by itself or by another process, with the number of files and folders
 	// that this one has done. It is called in another goroutine, and not any more
@@ -71,6 +74,9 @@ type Shifter struct {
 func New(o Options) (*Shifter, error) {
 	if o.Debugf == nil {
 		o.Debugf = func(string, ...any) {}
+	}
+	if o.Passing == nil {
+		o.Passing = func(user string) string { return user }
 	}
 	if o.Later == nil {
 		o.Later = func(work func()) { go work() }
@@ -163,7 +169,7 @@ func (s *Shifter) plan(e engine.Engine, r Request) (Plan, error) {
 	if err != nil {
 		return p, err
 	}
-	p.Job = engine.Job{Shift: shift, Workers: s.o.Workers}
+	p.Job = engine.Job{Shift: shift, Workers: s.o.Workers, Rootless: s.o.Env.Rootless}
 	for _, l := range r.Chain {
 		p.Layers = append(p.Layers, l.ID)
 		p.Job.Chain = append(p.Job.Chain, l.Dirs...)
@@ -174,7 +180,7 @@ func (s *Shifter) plan(e engine.Engine, r Request) (Plan, error) {
 	mk := r.Mapping.Key()
 	switch {
 	case builds:
-		p.Ref = ref(b.Format(), "", string(mk[:]))
+		p.Ref = ref(b.Format(), s.variant(), string(mk[:]))
 	case i.Patches():
 		p.Template = ref(i.Format(), "/"+i.Variant(), "")
 		p.Ref = ref(i.Format(), "/"+i.Variant(), string(mk[:]))
@@ -183,6 +189,15 @@ func (s *Shifter) plan(e engine.Engine, r Request) (Plan, error) {
 		p.Ref = p.Template
 	}
 	return p, nil
+}
+
+// variant tells apart what Builders make with the two namespaces of overlay's
+// attributes.
+func (s *Shifter) variant() string {
+	if s.o.Env.Rootless {
+		return "/rootless"
+	}
+	return ""
 }
 
 // keyVersion changes when the meaning of a key's parts does.

@@ -231,6 +231,8 @@ func TestPrepare(t *testing.T) {
 			assert.Equal(t, [2]uint32{101000, 101000}, [2]uint32{stat.Uid, stat.Gid})
 			again, err := sh.Prepare(t.Context(), st.plan(t, sh, mapping(t, "1:100001:65535,0:100000:1", "0:100000:65536")), "container2")
 			require.NoError(t, err)
+			assert.True(t, lower.Built)
+			lower.Built = false
 			assert.Equal(t, lower, again)
 			assert.Equal(t, 1, l.count("built now: true"))
 			assert.Equal(t, 1, l.count("built now: false"))
@@ -352,6 +354,7 @@ func TestBuildOnce(t *testing.T) {
 		{"idmap", engine.Env{}, false},
 		{"copyup", engine.Env{}, false},
 		{"auto", engine.Env{Idmap: "no", Erofs: "no", Metacopy: "no"}, true},
+		{"auto", engine.Env{Idmap: "no", Erofs: "no", Rootless: true}, true}, // metadata only would need data-only lowers
 	} {
 		sh := newShifter(t, shifter.Options{Settings: shifter.Settings{Engine: c.ask}, Cache: st.cache, Env: c.env})
 		dir := t.TempDir()

@@ -71,7 +71,7 @@ func sparseFile(name string, size int64) error {
 // a child that is about to end; then it unmounts all the same and says so.
 func unmount(point string) error {
 	var err error
-	for range 20 {
+	for range 200 {
 		if err = unix.Unmount(point, unix.UMOUNT_NOFOLLOW); !errors.Is(err, unix.EBUSY) {
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -121,4 +122,29 @@ func OpenFiles(t testing.TB) int {
 		t.Fatal(err)
 	}
 	return len(names)
+}
+
+// NoMoreFiles checks that this process has no more descriptors open than before,
+// as OpenFiles counted them. What works in the background, such as a driver that
+// trims its cache, has five seconds to close its own.
+func NoMoreFiles(t testing.TB, before int) {
+	t.Helper()
+	until := time.Now().Add(5 * time.Second)
+	now := OpenFiles(t)
+	for ; now > before && time.Now().Before(until); now = OpenFiles(t) {
+		time.Sleep(20 * time.Millisecond)
+	}
+	if now <= before {
+		return
+	}
+	links, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if to, err := os.Readlink(l); err == nil {
+			t.Logf("%s: %s", filepath.Base(l), to)
+		}
+	}
+	t.Errorf("%d descriptors are open, %d were before", now, before)
 }

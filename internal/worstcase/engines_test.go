@@ -51,5 +51,16 @@ func TestHostile(t *testing.T) {
 	each(t, func(t *testing.T, e engine.Engine) { enginetest.Hostile(t, "ext4", e) })
 }
 
+// TestRootless does both for the engines of ordinary users.
+func TestRootless(t *testing.T) {
+	for _, b := range []engine.Builder{metacopy.Engine{}, copyup.Engine{}} {
+		e := enginetest.Rootless(b)
+		t.Run(e.Name(), func(t *testing.T) {
+			enginetest.WorstCase(t, "ext4", e)
+			enginetest.Hostile(t, "ext4", e)
+		})
+	}
+}
+
 // TestImmutable checks which engines keep files immutable.
 func TestImmutable(t *testing.T) { each(t, enginetest.Immutable) }

@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/linux"
-	"github.com/shiftoverlay/shiftoverlay/internal/ovl"
+	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
 
 // part is one layer's folder of a merged directory of the layers below. It is
@@ -15,6 +15,7 @@ import (
 type part struct {
 	layer int
 	fd    int
+	ns    idshift.Namespace
 }
 
 // below is a merged directory of the layers below, uppermost part first. The
@@ -38,27 +39,27 @@ func (f *found) isDir() bool { return f != nil && f.st.Mode&unix.S_IFMT == unix.
 
 // openBelow opens the roots of the layers below. overlay merges all roots,
 // whether they are marked opaque or not.
-func openBelow(layers []string) (b below, err error) {
+func openBelow(layers []string, ns idshift.Namespace) (b below, err error) {
 	for i, l := range layers {
 		fd, err := linux.Openat(unix.AT_FDCWD, l, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 		if err != nil {
 			b.close()
 			return nil, fmt.Errorf("open layer: %w", err)
 		}
-		b = append(b, part{layer: i, fd: fd})
+		b = append(b, part{layer: i, fd: fd, ns: ns})
 	}
 	return b, nil
 }
 
 // isOpaque tells whether a directory hides what lower layers have of it.
-func isOpaque(fd int) (bool, error) {
-	v, err := note(fd, ovl.Opaque)
+func (p part) isOpaque() (bool, error) {
+	v, err := note(p.fd, p.ns.Attribute("opaque"))
 	return v == "y", err
 }
 
 // isWhiteout tells whether a name in an open directory is a whiteout, of
 // either form (ovl_path_is_whiteout in fs/overlayfs/util.c).
-func isWhiteout(dirfd int, name string, st *unix.Stat_t) bool {
+func isWhiteout(ns idshift.Namespace, dirfd int, name string, st *unix.Stat_t) bool {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFCHR:
 		return st.Rdev == 0
@@ -66,7 +67,7 @@ func isWhiteout(dirfd int, name string, st *unix.Stat_t) bool {
 		if st.Size != 0 {
 			return false
 		}
-		_, err := unix.Lgetxattr(procPath(dirfd, name), ovl.Whiteout, nil)
+		_, err := unix.Lgetxattr(procPath(dirfd, name), ns.Attribute("whiteout"), nil)
 		return err == nil
 	}
 	return false
@@ -96,7 +97,7 @@ func (b below) names(db *linux.DirBuffer) ([]string, error) {
 			if err := linux.Lstatat(p.fd, name, &st); err != nil {
 				return err
 			}
-			if !isWhiteout(p.fd, name, &st) {
+			if !isWhiteout(p.ns, p.fd, name, &st) {
 				out = append(out, name)
 			}
 			return nil

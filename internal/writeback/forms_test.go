@@ -200,7 +200,11 @@ func oneLayer(o fsop.Ops) error { return fsop.MakeImage(o) }
 func upperLayers() []func(o fsop.Ops) error {
 	whiteout := func(o fsop.Ops, p string) func() error { return func() error { return o.Mknod(p, unix.S_IFCHR, 0, 0) } }
 	opaque := func(o fsop.Ops, p string) func() error {
-		return func() error { return o.SetXattr(p, "trusted.overlay.opaque", "y") }
+		return func() error { // whoever mounts it
+			return fsop.All(
+				func() error { return o.SetXattr(p, "trusted.overlay.opaque", "y") },
+				func() error { return o.SetXattr(p, "user.overlay.opaque", "y") })
+		}
 	}
 	do := func(s step, o fsop.Ops) func() error { return func() error { return s(o) } }
 	return []func(o fsop.Ops) error{

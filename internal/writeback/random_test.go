@@ -75,7 +75,7 @@ func wholeAndCompare(t *testing.T, c *container, base []string) {
 	c.copyImage(between)
 	l := c.layer()
 	l.Lowers = whole.Lowers
-	require.NoError(t, unpack(t, between, writeback.Change{Layer: l, Against: &writeback.Layer{Upper: base[0], Lowers: base[1:]}}))
+	require.NoError(t, unpack(t, between, writeback.Change{Layer: l, Against: &writeback.Layer{Upper: base[0], Lowers: base[1:], Overlay: c.overlay}}))
 	got, err = referee.Scan(t.Context(), between, compareOptions)
 	require.NoError(t, err)
 	differences := c.expected(want, referee.Compare(want, got, compareOptions))

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/linux"
-	"github.com/shiftoverlay/shiftoverlay/internal/ovl"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
 
@@ -67,7 +66,7 @@ func procPath(dirfd int, name string) string {
 }
 
 func (s *scan) run() (err error) {
-	if s.root, err = openBelow(s.layer.Lowers); err != nil {
+	if s.root, err = openBelow(s.layer.Lowers, s.layer.Overlay); err != nil {
 		return err
 	}
 	defer func() { s.root.close() }()
@@ -163,7 +162,7 @@ func (s *scan) changed(l level, name string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", p, err)
 	}
-	if isWhiteout(l.upper, name, &st) {
+	if isWhiteout(s.layer.Overlay, l.upper, name, &st) {
 		if old == nil || l.fresh { // what a fresh directory lost is an Emptied item's
 			return nil
 		}
@@ -252,7 +251,7 @@ func (s *scan) gone(now level) ([]string, error) {
 		if now.upper >= 0 {
 			err = linux.Lstatat(now.upper, name, &st)
 		}
-		shown := err == nil && !isWhiteout(now.upper, name, &st)
+		shown := err == nil && !isWhiteout(s.layer.Overlay, now.upper, name, &st)
 		if errors.Is(err, unix.ENOENT) {
 			f, err := now.below.lookup(name)
 			if err != nil {
@@ -369,10 +368,14 @@ func (s *scan) read(p string, at place) (*item, error) {
 // back translates host IDs to container IDs.
 func (s *scan) back(it *item) error {
 	e := &it.Entry
-	var err error
-	if e.Stat.Uid, e.Stat.Gid, err = s.layer.Shift.Owner(e.Stat.Uid, e.Stat.Gid); err != nil {
+	uid, gid, err := s.layer.Shift.Owner(e.Stat.Uid, e.Stat.Gid)
+	if err != nil && s.isMountPoint(e) {
+		uid, gid, err = 0, 0, nil
+	}
+	if err != nil {
 		return idshift.AtPath(err, it.Path)
 	}
+	e.Stat.Uid, e.Stat.Gid = uid, gid
 	kept := e.Xattrs[:0]
 	for _, x := range e.Xattrs {
 		v, keep, err := s.layer.Shift.Xattr(x.Name, x.Value)
@@ -387,10 +390,22 @@ func (s *scan) back(it *item) error {
 	return nil
 }
 
+// isMountPoint tells whether this is a mount point as buildah makes them for a
+// run: a folder or an empty file of the container's root, whose group has the
+// number of that user (copier.Ensure of buildah 1.41 takes the UID for both).
+// What else has such a group, and no ID inside, was hardly anybody's intention.
+func (s *scan) isMountPoint(e *idshift.Entry) bool {
+	root, ok := s.layer.Shift.Mapping().UIDs.ToHost(0)
+	if !ok || e.Stat.Uid != root || e.Stat.Gid != root {
+		return false
+	}
+	return e.IsDir() || e.Stat.Mode&unix.S_IFMT == unix.S_IFREG && e.Stat.Size == 0
+}
+
 // readXattrs reads the attributes of an inode, overlay's own into the item.
 func (s *scan) readXattrs(it *item, p string) error {
 	return s.xb.Llist(p, func(name string) error {
-		private, own := strings.CutPrefix(name, ovl.Prefix)
+		private, own := strings.CutPrefix(name, s.layer.Overlay.Attribute(""))
 		if own && private != "opaque" && private != "redirect" && private != "metacopy" {
 			return nil
 		}

@@ -124,6 +124,38 @@ func TestUnmapped(t *testing.T) {
 	}
 }
 
+// TestMountPoints: what buildah makes for a run and gives to the container's root,
+// with that user's host ID as group, is the container's root's. Other groups
+// without an ID inside are refused as ever.
+func TestMountPoints(t *testing.T) {
+	extent := func(host uint32) idshift.Extents { return idshift.Extents{{ContainerID: 0, HostID: host, Size: 65536}} }
+	m, err := idshift.NewMapping(extent(100000), extent(300000))
+	require.NoError(t, err)
+	upper, _, l := folders(t)
+	l.Shift, err = idshift.NewUnshift(m)
+	require.NoError(t, err)
+	require.NoError(t, os.Chown(upper.Root, 100000, 300000))
+	in := fsop.Ops{Root: upper.Root, Mapping: m}
+	do(t, in, mkdir("dev"), mkdir("dev/mqueue"), write("dev/null", ""))
+	require.NoError(t, os.Chown(upper.At("dev/mqueue"), 100000, 100000))
+	require.NoError(t, os.Chown(upper.At("dev/null"), 100000, 100000))
+	for _, e := range headers(t, archive(t, l)) {
+		assert.Equal(t, [2]int{0, 0}, [2]int{e.Uid, e.Gid}, e.Name)
+	}
+	for name, change := range map[string]func() error{
+		"content":       func() error { return os.WriteFile(upper.At("dev/null"), []byte("x"), 0o600) },
+		"another user":  func() error { return os.Chown(upper.At("dev/mqueue"), 100001, 100001) },
+		"another group": func() error { return os.Chown(upper.At("dev/mqueue"), 100000, 100001) },
+	} {
+		require.NoError(t, change())
+		var u *idshift.UnmappedError
+		require.ErrorAs(t, writeback.Tar(t.Context(), writeback.Change{Layer: l}, io.Discard), &u, name)
+		assert.Equal(t, "gid", u.Kind)
+		require.NoError(t, os.Chown(upper.At("dev/mqueue"), 100000, 100000))
+		require.NoError(t, os.Truncate(upper.At("dev/null"), 0))
+	}
+}
+
 // TestCapabilities: what the host's root set in a container's upper, by podman
 // cp for example, is a capability as in any image.
 func TestCapabilities(t *testing.T) {
@@ -158,6 +190,8 @@ func TestBadUppers(t *testing.T) {
 		"redirect to nothing":          {[]step{write("f", ""), truncate("f", 5), setxattr("f", meta, ""), setxattr("f", redirect, "/no/where")}, []step{write("f", "12345")}, unix.EIO},
 		"redirect with slash, no root": {[]step{mkdir("f"), setxattr("f", redirect, "a/b")}, []step{mkdir("f")}, unix.EIO},
 		"redirect out of the layers":   {[]step{write("f", ""), truncate("f", 5), setxattr("f", meta, ""), setxattr("f", redirect, "/../../../../../../../../etc/passwd")}, []step{mkdir("etc")}, unix.EIO},
+		"redirect to the root":         {[]step{mkdir("f"), setxattr("f", redirect, "/")}, []step{mkdir("etc")}, unix.EIO},
+		"redirect to the layer above":  {[]step{mkdir("f"), setxattr("f", redirect, "..")}, []step{mkdir("etc")}, unix.EIO},
 		"redirect through a link":      {[]step{write("f", ""), truncate("f", 5), setxattr("f", meta, ""), setxattr("f", redirect, "/l/passwd")}, []step{symlink("/etc", "l")}, unix.EIO},
 	} {
 		t.Run(name, func(t *testing.T) {

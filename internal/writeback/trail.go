@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/linux"
-	"github.com/shiftoverlay/shiftoverlay/internal/ovl"
 )
 
 // trail follows one name down the layers as overlay's lookup does: from each
@@ -40,17 +39,21 @@ func (t *trail) close() {
 // redirect makes the trail go on, below a layer, where a redirect says: at an
 // absolute path, or under another name in the same directory.
 func (t *trail) redirect(layer int, redirect string) error {
+	// The root is nobody's redirect (the kernel finds no such name either); as
+	// one name, "/", "." and ".." would lead out of the layer.
+	clean := path.Clean(redirect)
 	switch {
 	case redirect == "":
+	case clean == "/", clean == ".", clean == "..", strings.ContainsRune(redirect, 0):
+		return fmt.Errorf("overlay's redirect %q leads to no file: %w", redirect, unix.EIO)
 	case strings.HasPrefix(redirect, "/"):
-		clean := path.Clean(redirect)
 		dir, err := t.walkTo(layer, path.Dir(clean))
 		if err != nil {
 			return err
 		}
 		t.in, t.next, t.name = dir, 0, path.Base(clean)
 	case strings.Contains(redirect, "/"):
-		return fmt.Errorf("%s %q is neither an absolute path nor a name: %w", ovl.Redirect, redirect, unix.EIO)
+		return fmt.Errorf("overlay's redirect %q is neither an absolute path nor a name: %w", redirect, unix.EIO)
 	default:
 		t.name = redirect
 	}
@@ -92,7 +95,7 @@ func (t *trail) step() (*found, error) {
 		if err != nil {
 			return nil, fmt.Errorf("look up %s in the layers below: %w", t.name, err)
 		}
-		if isWhiteout(f.part.fd, t.name, &f.st) {
+		if isWhiteout(f.part.ns, f.part.fd, t.name, &f.st) {
 			break
 		}
 		return &f, nil
@@ -120,11 +123,12 @@ func (b below) child(root below, name, redirect string) (c below, err error) {
 		if err != nil {
 			return c, err
 		}
-		c = append(c, part{layer: f.part.layer, fd: fd})
-		if opaque, err := isOpaque(fd); err != nil || opaque {
+		here := part{layer: f.part.layer, fd: fd, ns: f.part.ns}
+		c = append(c, here)
+		if opaque, err := here.isOpaque(); err != nil || opaque {
 			return c, err
 		}
-		to, err := note(fd, ovl.Redirect)
+		to, err := note(fd, here.ns.Attribute("redirect"))
 		if err != nil {
 			return c, err
 		}
@@ -152,11 +156,11 @@ func (b below) openData(root below, name, redirect string) (int, error) {
 		if fd, err = openFile(f.part.fd, f.name); err != nil {
 			break
 		}
-		meta, merr := hasNote(fd, ovl.Metacopy)
+		meta, merr := hasNote(fd, f.part.ns.Attribute("metacopy"))
 		if merr == nil && !meta {
 			return fd, nil
 		}
-		to, nerr := note(fd, ovl.Redirect)
+		to, nerr := note(fd, f.part.ns.Attribute("redirect"))
 		if err = errors.Join(merr, nerr, linux.Close(fd)); err == nil {
 			err = t.redirect(f.part.layer, to)
 		}

@@ -27,6 +27,9 @@ type Layer struct {
 	// Shift translates from host IDs to container IDs what is in Upper; nil if
 	// Upper holds container IDs. Lowers always hold container IDs.
 	Shift *idshift.Shift
+	// Overlay says which attributes are overlay's; empty for
+	// idshift.TrustedOverlay.
+	Overlay idshift.Namespace
 	// Whole says that everything is wanted that the merged view shows, not
 	// only what differs from the layers below.
 	Whole bool

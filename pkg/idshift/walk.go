@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"path"
 	"runtime"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -121,15 +120,25 @@ const (
 	UserOverlay    Namespace = "user.overlay."
 )
 
+// Attribute returns the full name of one of overlay's attributes, such as
+// "opaque". The empty Namespace is TrustedOverlay.
+func (n Namespace) Attribute(name string) string {
+	if n == "" {
+		n = TrustedOverlay
+	}
+	return string(n) + name
+}
+
 // WalkOptions are the settings of a Walk. The zero value is usable.
 type WalkOptions struct {
 	// Workers is the number of threads; 0 stands for one per processor.
 	Workers int
 	// Namespace is TrustedOverlay if empty.
 	Namespace Namespace
-	// Count, if set, counts the entries of the directories that the sink is done
-	// with. It may be read while the walk goes on.
-	Count *atomic.Int64
+	// Done, if set, is called with the number of entries of each directory that the
+	// sink is done with, by several threads at the same time. While it waits, so
+	// does its thread.
+	Done func(entries int)
 }
 
 // LayerError says that a layer holds something that has no meaning in a

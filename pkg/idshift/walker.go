@@ -223,8 +223,8 @@ func (t *worker) directory(p pending) ([]pending, error) {
 	if err := t.sink.Directory(t.ctx, d); err != nil {
 		return nil, err
 	}
-	if t.opts.Count != nil {
-		t.opts.Count.Add(int64(len(d.Entries)))
+	if t.opts.Done != nil {
+		t.opts.Done(len(d.Entries))
 	}
 	var found []pending
 	for i := range d.Entries {

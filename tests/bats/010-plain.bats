@@ -7,16 +7,16 @@ AUTO=--userns=auto:size=65536
 
 @test "plain: stop, start, cp, exec, diff, commit" {
 	import
-	run_podman run -d --name c "$IMAGE" sleep 1000
-	run_podman exec c sh -c 'echo hi >/new; chown 33:34 /new; rm -rf /srv/shift/secret; mv /srv/shift/setgid /srv/moved'
-	run_podman cp c:/new "$WORK/out"
+	run_podman run -d --name con "$IMAGE" sleep 1000
+	run_podman exec con sh -c 'echo hi >/new; chown 33:34 /new; rm -rf /srv/shift/secret; mv /srv/shift/setgid /srv/moved'
+	run_podman cp con:/new "$WORK/out"
 	is "$(cat "$WORK/out")" hi "copied out"
-	run_podman restart -t 0 c
-	run_podman exec c stat -c %u:%g /new /srv/moved
+	run_podman restart -t 0 con
+	run_podman exec con stat -c %u:%g /new /srv/moved
 	is "$output" $'33:34\n1000:1000' "owners after a restart"
-	run_podman diff c
+	run_podman diff con
 	is "$(grep -v '^C /etc$' <<<"$output" | sort -k2)" $'A /new\nC /srv\nA /srv/moved\nC /srv/shift\nD /srv/shift/secret\nD /srv/shift/setgid' "podman diff"
-	run_podman commit -q c localhost/new
+	run_podman commit -q con localhost/new
 	run_podman run --rm localhost/new sh -c 'stat -c %u:%g:%a /new /srv/moved; ls -d /srv/shift/se* 2>/dev/null; true'
 	is "$output" $'33:34:644\n1000:1000:2775' "the new image"
 	[ ! -e "$GRAPH/shiftoverlay-shifted" ] || die "a cache was made for nothing"

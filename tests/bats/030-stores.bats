@@ -25,10 +25,14 @@ provide() {
 # configuration, so that teardown can clean both.
 withdraw() {
 	run_podman rm -f -t 0 -a
-	run_podman rmi localhost/idmap localhost/erofs localhost/metacopy localhost/copyup
+	local engine made=0
+	for engine in $ENGINES; do
+		run_podman rmi "localhost/$engine"
+		[ "$engine" = idmap ] || made=$((made + 1))
+	done
 	# Shifted lowers of images that are not ours to remove stay, to be used again.
 	status_row 'Shift cache entries'
-	is "$output" 3 "entries after all containers are gone"
+	is "$output" "$made" "entries after all containers are gone"
 	rm -rf "$GRAPH/shiftoverlay-shifted"
 	use_store s shiftoverlay
 	umount "$STORE"
@@ -39,7 +43,7 @@ check_store() {
 	provide "$1"
 	local before engine entries=0
 	before=$(find "$STORE" -printf '%P %m %U:%G %s %T@\n' | sort)
-	for engine in idmap erofs metacopy copyup; do
+	for engine in $ENGINES; do
 		sandbox_engine "$engine"
 		[ "$engine" = idmap ] || entries=$((entries + 1))
 		run_podman run --rm localhost/two stat -c %u:%g:%a /one /etc/passwd /srv/shift/link1
@@ -82,7 +86,7 @@ check_store() {
 	import
 	[ -d "$WORK/images/shiftoverlay" ] || die "no images in $WORK/images"
 	local engine
-	for engine in idmap erofs metacopy copyup; do
+	for engine in $ENGINES; do
 		sandbox_engine "$engine"
 		run_podman run --name "$engine" "${MAP[@]}" "$IMAGE" sh -c 'stat -c %u:%g /etc/passwd /srv/shift/user1000; echo new >/new; chown 33:34 /new'
 		is "$output" $'0:0\n1000:1000' "engine $engine: owners"

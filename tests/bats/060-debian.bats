@@ -19,7 +19,7 @@ setup() {
 	assert "$(wc -l <<<"$plain")" -ge 5000 "lines of the listing"
 	run_podman run --rm "$DEBIAN" dpkg --verify
 	local verify=$output
-	for engine in idmap erofs metacopy copyup; do
+	for engine in $ENGINES; do
 		sandbox_engine "$engine"
 		listing "$AUTO" "$DEBIAN"
 		same_text "$plain" "$TREE" "engine $engine: tree under a mapping"
@@ -31,7 +31,7 @@ setup() {
 @test "a Debian container can be worked in, and committed" {
 	import "$BUILD/images/minbase.tar" "$DEBIAN"
 	local engine
-	for engine in idmap erofs metacopy copyup; do
+	for engine in $ENGINES; do
 		sandbox_engine "$engine"
 		run_podman run --name "$engine" "$AUTO" "$DEBIAN" bash -ec '
 			useradd --create-home --uid 1234 alice

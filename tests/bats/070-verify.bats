@@ -4,7 +4,7 @@
 
 load helpers
 
-ONE=(--uidmap 0:2147483647:65536)
+ONE=(--uidmap "0:$FIRST_ID:65536")
 THREE=(--uidmap 0:100000:1000 --uidmap 1000:500000:1 --uidmap 1001:101001:64535)
 
 # host ARGS...: plugin-test on this test's store.
@@ -21,7 +21,7 @@ verify_all() {
 	COMMAND_TIMEOUT=300
 	host pull "tar:$BUILD/images/$image.tar" "$image"
 	is "$status" 0 "exit status of pull"
-	for engine in idmap erofs metacopy copyup; do
+	for engine in $ENGINES; do
 		host --engine "$engine" verify "$image" "$@" "${ONE[@]}"
 		is "${lines[-1]}" 'differences: 0' "$image, engine $engine, one extent"
 		host --engine "$engine" verify "$image" "$@" "${THREE[@]}"
@@ -36,6 +36,8 @@ verify_all() {
 }
 
 @test "verify finds no difference in an image of 70,000 files" {
+	# An ordinary user's copies of it would take minutes.
+	[ -z "${SANDBOX_ROOTLESS:-}" ] || ENGINES=metacopy
 	verify_all big
 }
 

@@ -10,12 +10,12 @@ AUTO=--userns=auto:size=65536
 	import
 	run_podman info --format '{{index .Store.GraphStatus "Supports shifting"}}'
 	[ "$output" = true ] || skip "overlay has no idmapped mounts here"
-	run_podman run -d --name c "$AUTO" "$IMAGE" sleep 1000
-	range c
-	run_podman exec c sh -c 'touch /newfile && chown 33:33 /newfile && cp /usr/local/bin/whoami-plain /capfile'
-	in_userns c setcap cap_net_bind_service+ep capfile
-	run_podman stop -t 0 c
-	run_podman commit -q c localhost/new
+	run_podman run -d --name con "$AUTO" "$IMAGE" sleep 1000
+	range con
+	run_podman exec con sh -c 'touch /newfile && chown 33:33 /newfile && cp /usr/local/bin/whoami-plain /capfile'
+	in_userns con setcap cap_net_bind_service+ep capfile
+	run_podman stop -t 0 con
+	run_podman commit -q con localhost/new
 	run_podman run --rm localhost/new sh -c 'stat -c %u:%g /newfile /etc/passwd; su user -c /capfile'
 	is "${lines[0]}" "$((RANGE + 33)):$((RANGE + 33))" "owner in the new image"
 	is "${lines[1]}" 0:0 "owner of a file that was not touched"
@@ -60,6 +60,10 @@ AUTO=--userns=auto:size=65536
 	assert "$status" -ne 0 "a command that should fail"
 	run run_logged bash -c 'echo fine'
 	assert "$status" -eq 0 "a command that works"
+	run run_logged echo --name=c
+	assert "$status" -ne 0 "a container's name of hexadecimal digits only"
+	run run_logged echo --name con
+	assert "$status" -eq 0 "a container's name that is no ID"
 	run is a b what
 	assert "$status" -ne 0 "is"
 	run assert a =~ b what

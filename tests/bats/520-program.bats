@@ -60,11 +60,13 @@ ls: /srv/shift/empty: No such file or directory" "the image $image, run with $*"
 	run_podman diff old
 	assert "$output" =~ 'A /old' "diff of a container of before"
 	assert "$output" =~ 'D /srv/shift/empty' "diff of a container of before"
-	changed c "$IMAGE"
-	run_podman commit -q c localhost/new
+	changed con "$IMAGE"
+	run_podman commit -q con localhost/new
 	look_changed localhost/new
-	# An image that nobody has mounted yet has the whiteouts of its archive.
-	run_podman commit -q c localhost/never
+	# An image that nobody has mounted yet has the whiteouts of its archive. (Of another
+	# container: the same bytes would be the same layer.)
+	changed other "$IMAGE"
+	run_podman commit -q other localhost/never
 	layer_of localhost/never
 	[ -e "$UPPER/srv/shift/.wh.empty" ] || die "no whiteout of the archive's form in $UPPER"
 	local upper=$UPPER
@@ -76,46 +78,47 @@ ls: /srv/shift/empty: No such file or directory" "the image $image, run with $*"
 	is "$(stat -c '%F %t,%T' "$upper/srv/shift/empty")" 'character special file 0,0' "whiteout"
 	[ ! -e "$GRAPH/overlay/.has-mount-program" ] || die "the library's note is still there"
 	without_program
-	PATH=${PATH#*:} # podman 5: the old one says nothing of fuse-overlayfs that it takes
+	PATH=${PATH#"$BUILD/stock:"} # podman 5: the old one says nothing of fuse-overlayfs that it takes
 	look_changed localhost/never
 	look_changed localhost/new "$AUTO"
 	run_podman start -a oldns
 	is "$output" $'old\n5:6\n0:0' "the container of before"
 	is "$(cat "$GRAPH/overlay/.has-mount-program")" false "the library's note of its own search"
-	run_podman container inspect --format '{{.State.ExitCode}}' c
+	run_podman container inspect --format '{{.State.ExitCode}}' con
 	is "$output" 0 "the container of the time between"
-	run_podman start -a c
+	run_podman start -a con
 	with_program
 	look_changed localhost/new "$AUTO"
 }
 
 @test "a new podman: commit of a running container, build, many layers" {
-	PATH=${PATH#*:}
+	PATH=${PATH#"$BUILD/stock:"}
 	run_podman version --format '{{.Client.Version}}'
-	assert "$output" =~ ^5 "version of podman"
+	assert "$output" =~ ^[56] "version of podman"
 	import
-	run_podman run -d --name c "$AUTO" "$IMAGE" sleep 1000
-	range c
-	run_podman exec c sh -ec 'echo hi >/new; chown 33:34 /new'
-	run_podman mount c
+	run_podman run -d --name con "$AUTO" "$IMAGE" sleep 1000
+	range con
+	run_podman exec con sh -ec 'echo hi >/new; chown 33:34 /new'
+	run_podman mount con
 	local m=$output
-	run_podman commit -q c localhost/new
+	run_podman commit -q con localhost/new
 	run_podman run --rm localhost/new stat -c %u:%g /new /etc/passwd
 	is "$output" $'33:34\n0:0' "owners in the new image"
 	# The container's own mount is where it was.
 	is "$(owner "$m/new") $(cat "$m/new")" "$((RANGE + 33)):$((RANGE + 34)) hi" "file of the running container, outside"
-	run_podman export -o "$WORK/c.tar" c
+	run_podman export -o "$WORK/c.tar" con
 	is "$(tar -xOf "$WORK/c.tar" new)" hi "export after a commit"
-	run_podman diff c
+	run_podman diff con
 	assert "$output" =~ 'A /new' "diff of the running container"
-	run_podman container inspect --size --format '{{.SizeRw}}' c
+	run_podman container inspect --size --format '{{.SizeRw}}' con
 	assert "$output" -lt 100000 "size of the container's layer"
-	run_podman unmount c
-	run_podman stop -t 0 c
+	run_podman unmount con
+	run_podman stop -t 0 con
 	{
 		echo "FROM localhost/new"
 		for i in {1..30}; do echo "RUN echo $i >/srv/n$i; chown $i:$i /srv/n$i; rm -f /srv/n$((i - 1))"; done
 	} >"$WORK/Containerfile"
+	COMMAND_TIMEOUT=240 # 30 containers, one after the other
 	run_podman build -q --userns=auto:size=65536 -t localhost/many -f "$WORK/Containerfile" "$WORK"
 	run_podman run --rm "$AUTO" localhost/many sh -c 'ls /srv; stat -c %u:%g /srv/n30 /new'
 	is "$output" $'n30\nshift\n30:30\n33:34' "an image of 32 layers"
@@ -124,8 +127,8 @@ ls: /srv/shift/empty: No such file or directory" "the image $image, run with $*"
 @test "every engine" {
 	local engine
 	import
-	changed c "$IMAGE"
-	run_podman commit -q c localhost/new
+	changed con "$IMAGE"
+	run_podman commit -q con localhost/new
 	for engine in idmap erofs metacopy copyup; do
 		sandbox_engine "$engine"
 		look_changed localhost/new "$AUTO"
@@ -160,12 +163,12 @@ ls: /srv/shift/empty: No such file or directory" "the image $image, run with $*"
 	PATH=${PATH#*:} # podman 5: with the old one, fuse-overlayfs shifts twice
 	sed -i "s,^mount_program.*,mount_program = \"$(command -v fuse-overlayfs)\"," "$CONTAINERS_STORAGE_CONF"
 	import
-	run_podman run --name c "$AUTO" "$IMAGE" sh -ec 'test ! -e /new || stat -c %u:%g /new; echo hi >/new; chown 33:34 /new'
+	run_podman run --name con "$AUTO" "$IMAGE" sh -ec 'test ! -e /new || stat -c %u:%g /new; echo hi >/new; chown 33:34 /new'
 	sed -i "s,^mount_program.*,mount_program = \"$PROGRAM\"," "$CONTAINERS_STORAGE_CONF"
-	run_podman start -a c
+	run_podman start -a con
 	is "$output" 33:34 "owner of the container's file"
-	run_podman run --name d "$AUTO" "$IMAGE" stat -c %u:%g /etc/passwd
+	run_podman run --name other "$AUTO" "$IMAGE" stat -c %u:%g /etc/passwd
 	is "$output" 0:0 "a new container"
-	record d .engine
+	record other .engine
 	is "$RECORD" "$(expected_engine)" "engine of the new container"
 }

@@ -10,8 +10,9 @@ setup() {
 	mkdir -p "$ROOT" "$WORK/upper" "$WORK/work" "$WORK/containers"
 	mount -t overlay overlay -o "lowerdir=/,upperdir=$WORK/upper,workdir=$WORK/work" "$ROOT"
 	mount -t proc proc "$ROOT/proc"
-	mount --rbind /sys "$ROOT/sys"
-	mount --rbind /dev "$ROOT/dev"
+	# Slaves: what is unmounted there stays mounted here.
+	mount --rbind --make-rslave /sys "$ROOT/sys"
+	mount --rbind --make-rslave /dev "$ROOT/dev"
 	mount -t tmpfs -o mode=755 test-run "$ROOT/run"
 	mkdir -p "$ROOT/var/lib/containers" "$ROOT/etc/containers" "$ROOT/var/tmp" "$ROOT/packages"
 	mount --bind "$WORK/containers" "$ROOT/var/lib/containers"

@@ -156,7 +156,10 @@ folders() {
 	# As a fresh store of podman: its own folder has its type, what is made in it has it too.
 	echo "   made as $(type_of $d)"
 	restorecon -RF $storage
-	same "$name: the cache after restorecon" container_ro_file_t "$(find $d -printf '%Z\n' | cut -d: -f3 | sort -u)"
+	# Device nodes keep their type: the policy lets nobody give one a type that is not for
+	# devices. restorecon says so of the image's own layer, too, and with plain overlay.
+	same "$name: the cache after restorecon" container_ro_file_t \
+		"$(find $d ! -type c ! -type b -printf '%Z\n' | cut -d: -f3 | sort -u)"
 }
 
 # find_store: the store that is there.

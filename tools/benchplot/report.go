@@ -143,6 +143,6 @@ func (r *Result) summary() string {
 		}
 	}
 	return fmt.Sprintf("`podman run` and `podman rm`, seconds; disk and inodes per mapping; an image of %s entries (%s MB) on %s.\n%s\n\n%s\n"+
-		"![start time against image size](docs/bench/start-%s.svg)\n",
+		"![start time against image size](start-%s.svg)\n",
 		thousands(int64(r.Images[image].Entries)), thousands(r.Images[image].Bytes>>20), fsType, r.where(), r.table(fsType, image, columns), fsType)
 }

@@ -14,7 +14,7 @@ import (
 // Engine is the copyup engine.
 type Engine struct{}
 
-var _ engine.Builder = Engine{}
+var _ engine.Resumer = Engine{}
 
 // Name implements engine.Engine.
 func (Engine) Name() string { return "copyup" }
@@ -30,7 +30,14 @@ func (Engine) Lower(dir string) string { return filepath.Join(dir, "tree") }
 
 // Build implements engine.Builder.
 func (e Engine) Build(ctx context.Context, dir string, job engine.Job) error {
-	return tree.Build(ctx, e.Lower(dir), filepath.Join(dir, "links"), job, tree.Fill{
-		File: func(f tree.File, fd int) error { return f.Copy(ctx, fd) },
-	})
+	return tree.Build(ctx, e.Lower(dir), filepath.Join(dir, "links"), job, fill(ctx))
+}
+
+// Resume implements engine.Resumer.
+func (e Engine) Resume(ctx context.Context, dir string, job engine.Job) error {
+	return tree.Resume(ctx, e.Lower(dir), filepath.Join(dir, "links"), job, fill(ctx))
+}
+
+func fill(ctx context.Context) tree.Fill {
+	return tree.Fill{File: func(f tree.File, fd int) error { return f.Copy(ctx, fd) }}
 }

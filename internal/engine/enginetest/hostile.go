@@ -31,7 +31,13 @@ func Hostile(t *testing.T, fileSystem string, e engine.Engine) {
 	testutil.RequireRoot(t)
 	h := &hostile{suite: &suite{fs: testutil.LoopFS(t, fileSystem, 512<<20)}, engine: e}
 	h.o.overlay = testutil.Overlay
+	if isRootless(e) {
+		h.forRootless(t, e)
+	}
 	for _, c := range worstcase.HostileChains() {
+		if c.Name == "user-namespace" && h.rootless {
+			continue // the others have the attributes that are in use
+		}
 		t.Run(c.Name, func(t *testing.T) { h.run(t, c) })
 	}
 }
@@ -52,6 +58,11 @@ func (h *hostile) run(t *testing.T, c worstcase.Hostile) {
 		chain = append(chain, sub(t, dir, fmt.Sprintf("l%d", i)))
 	}
 	require.NoError(t, c.Write(t.Context(), chain, outside))
+	if h.rootless {
+		for _, layer := range chain {
+			toUser(t, layer)
+		}
+	}
 	o := referee.Options{Content: true, OverlayXattrs: true}
 	before := scan(t, dir, o)
 	// Older than the modification time, so that reading would change it.
@@ -87,7 +98,11 @@ func (h *hostile) refused(t *testing.T, c worstcase.Hostile, err error) bool {
 	var le *idshift.LayerError
 	require.ErrorAs(t, err, &le)
 	assert.Equal(t, c.Refused, le.Path)
-	assert.True(t, strings.HasPrefix(le.Xattr, "trusted.overlay."), le.Xattr)
+	want := "trusted.overlay."
+	if h.rootless {
+		want = "user.overlay."
+	}
+	assert.True(t, strings.HasPrefix(le.Xattr, want), le.Xattr)
 	return true
 }
 

@@ -38,7 +38,7 @@ func ImagerSuite(t *testing.T, i engine.Imager, fileSystem string) {
 
 // need skips the suite where the kernel cannot do what the engine wants of it.
 func (a *imager) need(t *testing.T, s *suite) {
-	chain := layers(t, s.place(t), [][]fstree.Node{{fstree.File("f", "x")}})
+	chain := s.layers(t, s.place(t), [][]fstree.Node{{fstree.File("f", "x")}})
 	m := mapping(t, "", "")
 	dir := filepath.Join(s.place(t), "built")
 	require.NoError(t, os.Mkdir(dir, 0o700))
@@ -190,7 +190,7 @@ func (a *imager) contract(t *testing.T, s *suite) {
 		"without ACLs": {nodes: everyType()},
 		"with an ACL":  {nodes: append(everyType(), fstree.File("acl", "x", acl)), unfit: true},
 	} {
-		chain := layers(t, s.place(t), [][]fstree.Node{c.nodes})
+		chain := s.layers(t, s.place(t), [][]fstree.Node{c.nodes})
 		dir := filepath.Join(s.place(t), "built")
 		require.NoError(t, os.Mkdir(dir, 0o700))
 		require.NoError(t, a.Build(t.Context(), dir, engine.Job{Chain: chain, Shift: shift(t, mapping(t, "", ""), idshift.Overflow)}))
@@ -218,7 +218,7 @@ func (a *imager) contract(t *testing.T, s *suite) {
 // it, and that it is seen when a kernel can: an ACL cannot be set on what was
 // not copied up yet, and can be afterwards.
 func (s *suite) aclGap(t *testing.T) {
-	chain := layers(t, s.place(t), [][]fstree.Node{{
+	chain := s.layers(t, s.place(t), [][]fstree.Node{{
 		fstree.File("file", "x"), fstree.File("empty", ""), fstree.Dir("dir"), fstree.Fifo("fifo"),
 		fstree.File("acl", "x", fstree.Xattr("system.posix_acl_access", fstree.ACL([]uint32{5}, nil))),
 	}})
@@ -245,7 +245,7 @@ func (s *suite) aclGap(t *testing.T) {
 // inodeNumbers checks that files have the same numbers under all mappings, in
 // all builds, and when they are copied up.
 func (s *suite) inodeNumbers(t *testing.T) {
-	chain := layers(t, s.place(t), append(fiveLayers(), everyType()))
+	chain := s.layers(t, s.place(t), append(fiveLayers(), everyType()))
 	numbers := func(m, p string) uint64 {
 		var st unix.Stat_t
 		require.NoError(t, unix.Lstat(filepath.Join(m, p), &st))

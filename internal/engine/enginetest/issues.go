@@ -112,7 +112,7 @@ func busybox(links int) []fstree.Node {
 // https://github.com/containers/podman/issues/8259
 func (s *suite) hardLinkRace(t *testing.T) {
 	const links = 400
-	chain := layers(t, s.place(t), [][]fstree.Node{busybox(links)})
+	chain := s.layers(t, s.place(t), [][]fstree.Node{busybox(links)})
 	sh := shift(t, mapping(t, Three, ""), idshift.Overflow)
 	for round := range 50 {
 		lower := s.build(t, chain, sh, 16)
@@ -133,7 +133,7 @@ func (s *suite) hardLinkRace(t *testing.T) {
 // further names.
 func (s *suite) hardLinkPairs(t *testing.T) {
 	const inodes, dirs = 24, 24
-	chain := layers(t, s.place(t), [][]fstree.Node{{fstree.Dir("d00")}})
+	chain := s.layers(t, s.place(t), [][]fstree.Node{{fstree.Dir("d00")}})
 	for d := range dirs {
 		require.NoError(t, os.MkdirAll(filepath.Join(chain[0], fmt.Sprintf("d%02d", d)), 0o755))
 		for i := range inodes {
@@ -162,7 +162,7 @@ func (s *suite) hardLinkPairs(t *testing.T) {
 // and refuses to show it. It grants nothing and must not stop the container.
 // https://github.com/containers/storage/issues/1183
 func (s *suite) voidCapability(t *testing.T) {
-	chain := layers(t, s.place(t), [][]fstree.Node{{fstree.File("f", "data", fstree.Owner(1, 1), fstree.Xattr("security.capability", ""))}})
+	chain := s.layers(t, s.place(t), [][]fstree.Node{{fstree.File("f", "data", fstree.Owner(1, 1), fstree.Xattr("security.capability", ""))}})
 	_, err := unix.Lgetxattr(filepath.Join(chain[0], "f"), "security.capability", make([]byte, 100))
 	require.ErrorIs(t, err, unix.EINVAL, "the trap works")
 	dir := filepath.Join(s.place(t), "built")

@@ -50,6 +50,9 @@ func WorstCase(t *testing.T, fileSystem string, engines ...engine.Engine) {
 	testutil.RequireRoot(t)
 	w := &worst{suite: &suite{fs: testutil.LoopFS(t, fileSystem, 4<<30)}}
 	w.o = Options{overlay: testutil.Overlay}
+	if isRootless(engines[0]) {
+		w.forRootless(t, engines[0])
+	}
 	w.scan = referee.Options{Content: true, OverlayXattrs: true}
 	w.write(t)
 	w.truths(t)
@@ -103,13 +106,22 @@ func (w *worst) write(t *testing.T) {
 		w.chain = append(w.chain, sub(t, w.dir, fmt.Sprintf("l%d", i)))
 	}
 	start := time.Now()
-	left, err := worstcase.Write(t.Context(), w.chain, worstcase.Options{})
+	var o worstcase.Options
+	if w.rootless {
+		o.Without = []string{"user-overlay"} // the namespace is in use, and such layers are refused
+	}
+	left, err := worstcase.Write(t.Context(), w.chain, o)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		for _, layer := range w.chain {
 			assert.NoError(t, worstcase.Remove(layer))
 		}
 	})
+	if w.rootless {
+		for _, layer := range w.chain {
+			toUser(t, layer)
+		}
+	}
 	t.Logf("written in %v", time.Since(start))
 	for _, l := range left {
 		t.Logf("left out: %s: %.200s", l.Feature, l.Reason)

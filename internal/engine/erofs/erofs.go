@@ -17,8 +17,11 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/shiftoverlay/shiftoverlay/internal/engine"
 	"github.com/shiftoverlay/shiftoverlay/internal/erofs"
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 	"github.com/shiftoverlay/shiftoverlay/internal/mount"
 )
 
@@ -93,7 +96,7 @@ func (e Engine) Note() string {
 // Template implements engine.Imager.
 func (e Engine) Template(ctx context.Context, dir string, job engine.Job) error {
 	return create(dir, func(f *os.File) error {
-		o := erofs.Options{Layout: e.Layout, Workers: job.Workers, Count: job.Count}
+		o := erofs.Options{Layout: e.Layout, Workers: job.Workers, Done: job.Done}
 		_, err := erofs.Build(ctx, f, job.Chain, o)
 		unfit, ok := errors.AsType[*erofs.UnfitError](err)
 		if ok && unfit.LongPath && o.Layout == erofs.DataOnly {
@@ -117,7 +120,10 @@ func create(dir string, fill func(f *os.File) error) error {
 	if err != nil {
 		return fmt.Errorf("make EROFS image: %w", err)
 	}
-	return errors.Join(fill(f), f.Close())
+	failpoint.Hit("erofs-file")
+	err = fill(f)
+	failpoint.Hit("erofs-filled")
+	return errors.Join(err, f.Close())
 }
 
 // Unfit implements engine.Imager.
@@ -139,17 +145,31 @@ func (e Engine) Patches() bool { return e.Owners }
 func (Engine) Patch(ctx context.Context, dir, template string, job engine.Job) error {
 	t, err := os.Open(filepath.Join(template, imageName))
 	if err != nil {
-		return fmt.Errorf("open EROFS image: %w", err)
+		return damaged(fmt.Errorf("open EROFS image: %w", err))
 	}
 	defer t.Close()
-	return create(dir, func(f *os.File) error { return erofs.Patch(ctx, f, t, job.Shift) })
+	return create(dir, func(f *os.File) error { return damaged(erofs.Patch(ctx, f, t, job.Shift)) })
+}
+
+// damaged adds engine.ErrDamaged to an error that says so of an image.
+func damaged(err error) error {
+	for _, is := range []error{
+		erofs.ErrDamaged, unix.ENOENT, unix.ENOTDIR, unix.EISDIR,
+		// The kernel about superblocks and checksums, file systems about unreadable files.
+		unix.EINVAL, unix.EBADMSG, unix.EUCLEAN, unix.EIO, unix.ENODATA,
+	} {
+		if errors.Is(err, is) {
+			return errors.Join(engine.ErrDamaged, err)
+		}
+	}
+	return err
 }
 
 // Mount implements engine.Imager.
 func (e Engine) Mount(dir string, userns int) (*mount.Tree, error) {
 	t, err := mount.Erofs(filepath.Join(dir, imageName), e.Via)
 	if err != nil {
-		return nil, err
+		return nil, damaged(err)
 	}
 	if userns >= 0 {
 		if err := t.Idmap(userns); err != nil {
@@ -169,8 +189,9 @@ func (Engine) DataOnly(dir string) (bool, error) {
 func imageInfo(dir string) (erofs.Info, error) {
 	f, err := os.Open(filepath.Join(dir, imageName))
 	if err != nil {
-		return erofs.Info{}, fmt.Errorf("open EROFS image: %w", err)
+		return erofs.Info{}, damaged(fmt.Errorf("open EROFS image: %w", err))
 	}
 	defer f.Close()
-	return erofs.TemplateInfo(f)
+	info, err := erofs.TemplateInfo(f)
+	return info, damaged(err)
 }

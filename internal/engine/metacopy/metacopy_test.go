@@ -31,6 +31,16 @@ func TestConformanceXFS(t *testing.T) {
 	enginetest.Suite(t, metacopy.Engine{}, enginetest.Options{FileSystem: "xfs"})
 }
 
+// TestConformanceRootless runs the suite for the root of a user namespace.
+func TestConformanceRootless(t *testing.T) {
+	enginetest.Suite(t, enginetest.Rootless(metacopy.Engine{}), enginetest.Options{})
+}
+
+// TestConformanceRootlessXFS is both.
+func TestConformanceRootlessXFS(t *testing.T) {
+	enginetest.Suite(t, enginetest.Rootless(metacopy.Engine{}), enginetest.Options{FileSystem: "xfs"})
+}
+
 // TestNoData checks that not one block of file data is stored, that sizes are
 // those of the originals, and that Build leaves nothing but the tree.
 func TestNoData(t *testing.T) {

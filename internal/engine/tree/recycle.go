@@ -9,12 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/engine"
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
 
-// ErrChanged is the error of Recycle for a tree that is not as Build leaves
-// one of the same chain.
+// ErrChanged is the error of Recycle and Resume for a tree that is not as Build
+// leaves one of the same chain.
 var ErrChanged = errors.New("not as it was built")
 
 // Recycle turns the tree in root, which Build or Recycle made of the same chain
@@ -30,8 +31,8 @@ func Recycle(ctx context.Context, root string, job engine.Job) error {
 		return err
 	}
 	defer linux.Close(fd)
-	r := &recycler{rootFD: fd, shift: job.Shift, inodes: make(map[idshift.LinkKey]*inode)}
-	if err := idshift.Walk(ctx, job.Chain, idshift.WalkOptions{Workers: job.Workers, Count: job.Count}, r); err != nil {
+	r := &recycler{rootFD: fd, shift: job.Shift, rootless: job.Rootless, inodes: make(map[idshift.LinkKey]*inode)}
+	if err := job.Walk(ctx, r); err != nil {
 		return err
 	}
 	return r.complete()
@@ -39,8 +40,9 @@ func Recycle(ctx context.Context, root string, job engine.Job) error {
 
 // recycler is the sink of the walk.
 type recycler struct {
-	rootFD int
-	shift  *idshift.Shift
+	rootFD   int
+	shift    *idshift.Shift
+	rootless bool
 
 	mu     sync.Mutex
 	inodes map[idshift.LinkKey]*inode
@@ -95,13 +97,14 @@ func (r *recycler) Directory(ctx context.Context, src *idshift.Dir) (err error) 
 	if err := d.self(); err != nil {
 		return at(src, nil, err)
 	}
+	failpoint.Hit("recycle-folder")
 	for i := range src.Entries {
 		if i%512 == 0 && ctx.Err() != nil {
 			return ctx.Err()
 		}
 		e := &src.Entries[i]
-		if e.IsDir() {
-			continue // looked at when it is opened
+		if e.IsDir() || leftOut(r.rootless, e) {
+			continue // directories are looked at when they are opened
 		}
 		if err := d.entry(e); err != nil {
 			return at(src, e, err)
@@ -164,8 +167,14 @@ func (d *oldDir) count() error {
 		n++
 		return nil
 	})
-	if err == nil && n != len(d.src.Entries) {
-		err = fmt.Errorf("%w: %d names in it, not %d", ErrChanged, n, len(d.src.Entries))
+	want := 0
+	for i := range d.src.Entries {
+		if !leftOut(d.rootless, &d.src.Entries[i]) {
+			want++
+		}
+	}
+	if err == nil && n != want {
+		err = fmt.Errorf("%w: %d names in it, not %d", ErrChanged, n, want)
 	}
 	return err
 }

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/engine"
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
@@ -35,8 +36,8 @@ type Fill struct {
 	// File is called for each new file, which is empty then.
 	File func(f File, fd int) error
 	// Crowded, if set, is called after File if the file system has no room for
-	// the file's own attributes beside those that File has set: it is to take
-	// those away and do without them.
+	// the attributes that File sets beside the file's own: it is to take those
+	// away and do without them.
 	Crowded func(f File, fd int) error
 }
 
@@ -55,16 +56,68 @@ func (f File) Open() (int, error) {
 	return f.d.src.Open(f.Entry)
 }
 
+// Path is the file's path below the root of the image.
+func (f File) Path() string {
+	if f.d.path == "" {
+		f.d.path = f.d.src.Path()
+	}
+	return path.Join(f.d.path, f.Name)
+}
+
+// Set sets an attribute of the new file fd, Unset takes it away if it is there.
+func (f File) Set(fd int, name string, value []byte) error {
+	if err := f.d.workOn(f.Entry); err != nil {
+		return err
+	}
+	return linux.Fset(fd, f.Name, name, value)
+}
+
+// Unset is described with Set.
+func (f File) Unset(fd int, name string) error {
+	if err := f.d.workOn(f.Entry); err != nil {
+		return err
+	}
+	if err := unix.Fremovexattr(fd, name); err != nil && !errors.Is(err, unix.ENODATA) {
+		return &os.PathError{Op: "removexattr " + name, Path: f.Name, Err: err}
+	}
+	return nil
+}
+
 // Build writes the tree to root, a folder that does not exist yet. links is
 // the name of a temporary folder on the same file system, which Build makes
 // and removes. Both must be in a folder that only root can enter.
-func Build(ctx context.Context, root, links string, job engine.Job, fill Fill) (err error) {
-	for _, p := range []string{root, links} {
-		if err := os.Mkdir(p, 0o700); err != nil {
+func Build(ctx context.Context, root, links string, job engine.Job, fill Fill) error {
+	return build(ctx, root, links, job, fill, false)
+}
+
+// Resume is Build where a process died that was at the same Build, in this boot:
+// what is complete stays. The layers of the chain must be the same inodes,
+// unchanged. Nobody else may be at work there.
+func Resume(ctx context.Context, root, links string, job engine.Job, fill Fill) error {
+	return build(ctx, root, links, job, fill, true)
+}
+
+func build(ctx context.Context, root, links string, job engine.Job, fill Fill, again bool) (err error) {
+	ended := false
+	for _, p := range []string{links, root} {
+		err := os.Mkdir(p, 0o700)
+		if again && errors.Is(err, os.ErrExist) {
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("make folder of the shifted tree: %w", err)
 		}
+		if _, err := os.Lstat(root); again && p == links && err == nil {
+			ended = true // the folder of links goes when all is there
+		}
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(links)) }()
+	failpoint.Hit("tree-folders")
+	defer func() {
+		failpoint.Hit("tree-written")
+		if err == nil { // else it goes with all the rest; until then, names need it
+			err = os.RemoveAll(links)
+		}
+	}()
 	// By descriptor: the walk's threads have current directories of their own.
 	rfd, err := linux.OpenDir(unix.AT_FDCWD, root)
 	if err != nil {
@@ -76,8 +129,8 @@ func Build(ctx context.Context, root, links string, job engine.Job, fill Fill) (
 		return err
 	}
 	defer linux.Close(lfd)
-	w := &writer{rootFD: rfd, shift: job.Shift, fill: fill, linksFD: lfd, links: make(map[idshift.LinkKey]*link)}
-	return idshift.Walk(ctx, job.Chain, idshift.WalkOptions{Workers: job.Workers, Count: job.Count}, w)
+	w := &writer{rootFD: rfd, shift: job.Shift, fill: fill, rootless: job.Rootless, again: again, ended: ended, linksFD: lfd, links: make(map[idshift.LinkKey]*link)}
+	return job.Walk(ctx, w)
 }
 
 // tempMode lets a thread that works as somebody else fill a directory.
@@ -85,10 +138,13 @@ const tempMode = 0o777
 
 // writer is the sink of the walk.
 type writer struct {
-	rootFD  int
-	shift   *idshift.Shift
-	fill    Fill
-	linksFD int
+	rootFD   int
+	shift    *idshift.Shift
+	fill     Fill
+	rootless bool
+	again    bool // there may be something already
+	ended    bool // there must be everything
+	linksFD  int
 
 	mu    sync.Mutex
 	links map[idshift.LinkKey]*link
@@ -111,7 +167,7 @@ func (w *writer) link(key idshift.LinkKey) *link {
 	defer w.mu.Unlock()
 	l := w.links[key]
 	if l == nil {
-		l = &link{name: strconv.Itoa(len(w.links))}
+		l = &link{name: linkName(key)}
 		w.links[key] = l
 	}
 	return l
@@ -120,9 +176,10 @@ func (w *writer) link(key idshift.LinkKey) *link {
 // dir is the state of one directory that is being filled.
 type dir struct {
 	*writer
-	src *idshift.Dir
-	fd  int
-	as  [2]uint32 // whom the thread works as
+	src  *idshift.Dir
+	path string // of src; "" until it is asked for
+	fd   int
+	as   [2]uint32 // whom the thread works as
 }
 
 // Directory implements idshift.Sink.
@@ -130,9 +187,6 @@ func (w *writer) Directory(ctx context.Context, src *idshift.Dir) (err error) {
 	d := &dir{writer: w, src: src}
 	if parent := src.Parent(); parent == nil {
 		d.fd, err = linux.OpenDir(w.rootFD, ".")
-		if err == nil {
-			err = linux.Fchmod(d.fd, ".", tempMode)
-		}
 	} else {
 		d.fd, err = linux.OpenDir(parent.State.(int), src.Self.Name)
 	}
@@ -140,11 +194,29 @@ func (w *writer) Directory(ctx context.Context, src *idshift.Dir) (err error) {
 		return fmt.Errorf("shift %s: %w", src.Path(), err)
 	}
 	src.State = d.fd
+	var keep map[string]bool
+	if w.again {
+		var done bool
+		if done, keep, err = d.resume(); done || err != nil {
+			return at(src, nil, err)
+		}
+		if w.ended {
+			return at(src, nil, fmt.Errorf("%w: hard links cannot be told any more", ErrChanged))
+		}
+	}
+	if src.Parent() == nil || w.again { // it may have got its own mode before
+		if err := linux.Fchmod(d.fd, src.Self.Name, tempMode); err != nil {
+			return at(src, nil, err)
+		}
+	}
 	for i := range src.Entries {
 		if i%512 == 0 && ctx.Err() != nil {
 			return errors.Join(ctx.Err(), d.workAs(0, 0))
 		}
 		e := &src.Entries[i]
+		if leftOut(w.rootless, e) || keep[e.Name] {
+			continue
+		}
 		if err := d.entry(e); err != nil {
 			return errors.Join(at(src, e, err), d.workAs(0, 0))
 		}
@@ -152,10 +224,19 @@ func (w *writer) Directory(ctx context.Context, src *idshift.Dir) (err error) {
 	if err := d.workAs(0, 0); err != nil {
 		return err
 	}
+	failpoint.Hit("tree-folder-filled")
 	if err := d.finish(); err != nil {
 		return at(src, nil, err)
 	}
 	return nil
+}
+
+// leftOut tells whether the tree does without an entry: a device, which nobody
+// can make who is root of a user namespace only. The storage library leaves
+// them out there, too, when it unpacks a layer.
+func leftOut(rootless bool, e *idshift.Entry) bool {
+	t := e.Stat.Mode & unix.S_IFMT
+	return rootless && (t == unix.S_IFCHR || t == unix.S_IFBLK)
 }
 
 // Release implements idshift.Sink.
@@ -170,6 +251,9 @@ func closeState(src *idshift.Dir) {
 
 // at says for which path an error is; e is nil for the directory itself.
 func at(src *idshift.Dir, e *idshift.Entry, err error) error {
+	if err == nil {
+		return nil
+	}
 	p := src.Path()
 	if e != nil {
 		p = path.Join(p, e.Name)
@@ -190,6 +274,15 @@ func (d *dir) workAs(uid, gid uint32) error {
 	return nil
 }
 
+// workOn makes the thread one that may set attributes of a regular file that
+// it has made as the file's owner.
+func (d *dir) workOn(e *idshift.Entry) error {
+	if e.Stat.Mode&unix.S_IWUSR == 0 {
+		return d.workAs(0, 0) // attributes user.* want the right to write (xattr(7))
+	}
+	return nil
+}
+
 // entry makes one child.
 func (d *dir) entry(e *idshift.Entry) error {
 	if e.IsDir() {
@@ -202,6 +295,12 @@ func (d *dir) entry(e *idshift.Entry) error {
 	l := d.link(key)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if d.again && !l.made {
+		var err error
+		if l.made, err = d.made(e, l); err != nil {
+			return err
+		}
+	}
 	if l.made {
 		// As root: others may not link to setuid files they do not own
 		// (proc_sys_fs(5), protected_hardlinks).
@@ -261,10 +360,10 @@ func (d *dir) regular(e *idshift.Entry, uid, gid uint32) (err error) {
 	}
 	defer func() { err = errors.Join(err, linux.Close(fd)) }()
 	f := File{Entry: e, d: d}
-	if err := d.fill.File(f, fd); err != nil {
-		return err
+	if err = d.fill.File(f, fd); err == nil {
+		err = d.attributes(e, fd, uid, gid)
 	}
-	if err = d.attributes(e, fd, uid, gid); errors.Is(err, unix.ENOSPC) && d.fill.Crowded != nil {
+	if errors.Is(err, unix.ENOSPC) && d.fill.Crowded != nil {
 		err = d.crowded(f, fd, uid, gid)
 	}
 	if err != nil {
@@ -280,11 +379,13 @@ func (d *dir) regular(e *idshift.Entry, uid, gid uint32) (err error) {
 
 // attributes sets the attributes of a regular file of the owner uid:gid.
 func (d *dir) attributes(e *idshift.Entry, fd int, uid, gid uint32) error {
-	if len(e.Xattrs) > 0 && e.Stat.Mode&unix.S_IWUSR == 0 {
-		uid, gid = 0, 0 // attributes user.* want the right to write (xattr(7))
-	}
 	if err := d.workAs(uid, gid); err != nil {
 		return err
+	}
+	if len(e.Xattrs) > 0 {
+		if err := d.workOn(e); err != nil {
+			return err
+		}
 	}
 	return d.xattrs(e, func(name string, value []byte) error {
 		return linux.Fset(fd, e.Name, name, value)
@@ -296,8 +397,8 @@ func (d *dir) attributes(e *idshift.Entry, fd int, uid, gid uint32) error {
 func (d *dir) crowded(f File, fd int, uid, gid uint32) error {
 	// Where each of them has its place depends on the order in which they come.
 	for _, x := range f.Xattrs {
-		if err := unix.Fremovexattr(fd, x.Name); err != nil && !errors.Is(err, unix.ENODATA) {
-			return &os.PathError{Op: "removexattr " + x.Name, Path: f.Name, Err: err}
+		if err := f.Unset(fd, x.Name); err != nil {
+			return err
 		}
 	}
 	if err := d.workAs(uid, gid); err != nil {

@@ -64,15 +64,15 @@ mkdir -m 0 /srv/closed; chown 65534:65534 /srv/closed; touch /srv/closed/file
 
 @test "commit: owners, capabilities, and nothing but the change" {
 	import
-	start c "$AUTO"
-	range c
-	run_podman exec c sh -c 'touch /newfile && chown 33:33 /newfile && cp /usr/local/bin/whoami-plain /capfile'
-	in_userns c setcap cap_net_bind_service+ep capfile
-	layer_of c
+	start con "$AUTO"
+	range con
+	run_podman exec con sh -c 'touch /newfile && chown 33:33 /newfile && cp /usr/local/bin/whoami-plain /capfile'
+	in_userns con setcap cap_net_bind_service+ep capfile
+	layer_of con
 	is "$(owner "$UPPER/newfile")" "$((RANGE + 33)):$((RANGE + 33))" "owner in the container's layer"
 	is "$(xattr_size "$UPPER/capfile" security.capability)" 24 "bytes of the capability in the container's layer (version 3)"
-	run_podman stop -t 0 c
-	run_podman commit -q c localhost/new
+	run_podman stop -t 0 con
+	run_podman commit -q con localhost/new
 	in_layer localhost/new
 	is "$output" $'f capfile 0:0\nf newfile 33:33' "content of the new layer"
 	is "$(xattr_size "$UPPER/capfile" security.capability)" 20 "bytes of the capability in the new layer (version 2)"
@@ -85,18 +85,20 @@ mkdir -m 0 /srv/closed; chown 65534:65534 /srv/closed; touch /srv/closed/file
 
 @test "commit: everything that can happen to a file" {
 	import
-	start c "$AUTO"
-	run_podman exec c sh -ec "$CHANGES"
-	state c
+	start con "$AUTO"
+	run_podman exec con sh -ec "$CHANGES"
+	state con
 	assert "$STATE" =~ /srv/shifted/setgid "the changes"
-	assert "$STATE" =~ 'hard links: /srv/hard1 /srv/hard2 /srv/shifted/user1000' "the changes: hard links"
-	run_podman stop -t 0 c
-	run_podman commit -q c localhost/new
+	# The kernel renames no folder of the image for an ordinary user, so mv(1) copies it.
+	[ -n "${SANDBOX_ROOTLESS:-}" ] ||
+		assert "$STATE" =~ 'hard links: /srv/hard1 /srv/hard2 /srv/shifted/user1000' "the changes: hard links"
+	run_podman stop -t 0 con
+	run_podman commit -q con localhost/new
 	same_tree "$STATE" localhost/new
 	same_tree "$STATE" "${OTHER[@]}" localhost/new
-	run_podman start c
+	run_podman start con
 	local before=$STATE
-	state c
+	state con
 	same_text "$before" "$STATE" "the container itself after a commit"
 }
 
@@ -115,6 +117,9 @@ mkdir -m 0 /srv/closed; chown 65534:65534 /srv/closed; touch /srv/closed/file
 	state four
 	# The library's comparison of two trees does not see a new link to an old file.
 	[ -z "$PROGRAM" ] || STATE=$(grep -v '^hard links: /one ' <<<"$STATE")
+	# To an ordinary user, overlay shows two inode numbers of a new link to an old
+	# file, without a mapping, too. The image gets the link.
+	[ -z "${SANDBOX_ROOTLESS:-}" ] || STATE=$(sed '/^hard links:/i hard links: /one /srv/three/one' <<<"$STATE" | LC_ALL=C sort -u)
 	run_podman stop -t 0 four
 	run_podman commit -q four localhost/four
 	same_tree "$STATE" localhost/four
@@ -125,25 +130,26 @@ mkdir -m 0 /srv/closed; chown 65534:65534 /srv/closed; touch /srv/closed/file
 
 @test "commit: a running container" {
 	import
-	start c "$AUTO"
-	run_podman exec c sh -ec 'echo hi >/new; chown 33:34 /new; rm -rf /srv/shift'
-	run_podman commit -q c localhost/new
+	start con "$AUTO"
+	run_podman exec con sh -ec 'echo hi >/new; chown 33:34 /new; rm -rf /srv/shift'
+	run_podman commit -q con localhost/new
 	in_layer localhost/new
 	is "$output" $'c srv/shift 0:0\nd srv 0:0\nf new 33:34' "content of the new layer"
 	run_podman run --rm localhost/new sh -c 'cat /new; ls /srv'
 	is "$output" hi "the new image"
-	run_podman exec c sh -c 'cat /new; echo more >>/new'
+	run_podman exec con sh -c 'cat /new; echo more >>/new'
 	is "$output" hi "the container goes on"
-	run_podman commit -q --pause c localhost/newer
+	# Without cgroups of his own, an ordinary user cannot pause a container.
+	run_podman commit -q --pause="$([ -n "${SANDBOX_ROOTLESS:-}" ] && echo false || echo true)" con localhost/newer
 	run_podman run --rm "$AUTO" localhost/newer cat /new
 	is "$output" $'hi\nmore' "the second image"
 }
 
 @test "commit: twice the same bytes" {
 	import
-	run_podman run --name c "$AUTO" "$IMAGE" sh -ec "$CHANGES"
-	run_podman commit -q c localhost/first
-	run_podman commit -q c localhost/second
+	run_podman run --name con "$AUTO" "$IMAGE" sh -ec "$CHANGES"
+	run_podman commit -q con localhost/first
+	run_podman commit -q con localhost/second
 	local first
 	run_podman image inspect --format '{{index .RootFS.Layers 1}}' localhost/first
 	first=$output
@@ -155,19 +161,19 @@ mkdir -m 0 /srv/closed; chown 65534:65534 /srv/closed; touch /srv/closed/file
 
 @test "commit: an ID outside of the mapping is an error that names path and ID" {
 	import
-	run_podman run --name c "$AUTO" "$IMAGE" sh -c 'mkdir /srv/dir; echo x >/srv/dir/odd'
-	layer_of c
-	chown 4242:0 "$UPPER/srv/dir/odd"
+	run_podman run --name con "$AUTO" "$IMAGE" sh -c 'mkdir /srv/dir; echo x >/srv/dir/odd'
+	layer_of con
+	chown 924242:0 "$UPPER/srv/dir/odd"
 	if [ -n "$PROGRAM" ]; then # then the library makes the layer of what it sees
-		run_podman commit -q c localhost/new
+		run_podman commit -q con localhost/new
 		run_podman run --rm localhost/new stat -c %u:%g /srv/dir/odd
 		is "$output" 65534:65534 "owner in the new image: nobody, as containers see it"
 		return
 	fi
-	run_podman '?' commit -q c localhost/new
+	run_podman '?' commit -q con localhost/new
 	assert "$status" -ne 0 "exit status"
 	assert "$output" =~ 'srv/dir/odd' "message: the path"
-	assert "$output" =~ 4242 "message: the ID"
+	assert "$output" =~ 924242 "message: the ID"
 	run_podman images -q
 	is "${#lines[@]}" 1 "images"
 	is "$(find "$GRAPH/$DRIVER" -mindepth 1 -maxdepth 1 -regextype egrep -regex '.*/[0-9a-f]{64}' | wc -l)" 2 "layers in the store"
@@ -175,9 +181,9 @@ mkdir -m 0 /srv/closed; chown 65534:65534 /srv/closed; touch /srv/closed/file
 
 @test "save and load, push and pull" {
 	import
-	run_podman run --name c "$AUTO" "$IMAGE" sh -ec "$CHANGES"
-	run_podman start c
-	run_podman commit -q c localhost/new
+	run_podman run --name con "$AUTO" "$IMAGE" sh -ec "$CHANGES"
+	run_podman start con
+	run_podman commit -q con localhost/new
 	listing localhost/new
 	STATE=$(seconds <<<"$TREE")
 	run_podman image inspect --format '{{.RootFS.Layers}}' localhost/new
@@ -207,8 +213,8 @@ mkdir -m 0 /srv/closed; chown 65534:65534 /srv/closed; touch /srv/closed/file
 
 @test "export" {
 	import
-	run_podman run --name c "$AUTO" "$IMAGE" sh -ec 'echo hi >/new; rm /srv/shift/empty'
-	run_podman export -o "$WORK/c.tar" c
+	run_podman run --name con "$AUTO" "$IMAGE" sh -ec 'echo hi >/new; rm /srv/shift/empty'
+	run_podman export -o "$WORK/c.tar" con
 	run tar -tf "$WORK/c.tar"
 	assert "$output" =~ $'\nnew\n' "a new file"
 	assert "$output" !~ srv/shift/empty "a deleted file"
@@ -217,14 +223,14 @@ mkdir -m 0 /srv/closed; chown 65534:65534 /srv/closed; touch /srv/closed/file
 
 @test "a mapping stays with what was written under it" {
 	import
-	start c "$AUTO"
-	range c
-	run_podman exec c sh -c 'echo hi >/new; chown 33:34 /new'
-	run_podman stop -t 0 c
+	start con "$AUTO"
+	range con
+	run_podman exec con sh -c 'echo hi >/new; chown 33:34 /new'
+	run_podman stop -t 0 con
 	# Mounted without a word about a mapping, it is mounted under the recorded one.
-	run_podman mount c
+	run_podman mount con
 	is "$(owner "$output/new") $(owner "$output/etc/passwd")" "$((RANGE + 33)):$((RANGE + 34)) $RANGE:$RANGE" "owners outside"
-	run_podman unmount c
-	record c '.version'
+	run_podman unmount con
+	record con '.version'
 	is "$RECORD" 1 "version of the mapping record"
 }

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// How a pacer works.
+const (
+	// paceWork is how long it works, at least, before it rests.
+	paceWork = 5 * time.Millisecond
+	// paceRest is how often as long it rests.
+	paceRest = 3
+	// paceLook is how long it believes what it saw of others.
+	paceLook = 100 * time.Millisecond
+	// paceOthers is the part of a processor that others take if they are at work.
+	paceOthers = 0.2
+	// clockTicks is the unit of /proc/stat (USER_HZ, the same everywhere).
+	clockTicks = 10 * time.Millisecond
+)
+
+// pacer lets a process rest for three quarters of the time while others are at
+// work. A low priority alone does not spare them: it counts within a session or a
+// control group only, and those on the other processors share caches, memory and
+// the file system. Safe for concurrent use: all threads rest at the same time.
+type pacer struct {
+	mu sync.Mutex
+	// began is when the work since the last rest began.
+	began time.Time
+	// looked is when busy was found out, from what others and this process had
+	// taken of the processors until then.
+	looked time.Time
+	busy   bool
+	taken  time.Duration
+	// others returns how long all other processes have worked, and sleep waits.
+	others func() (time.Duration, error)
+	sleep  func(time.Duration)
+	now    func() time.Time
+}
+
+func newPacer() *pacer {
+	return &pacer{others: othersTime, sleep: time.Sleep, now: time.Now}
+}
+
+// rest is called often by those who work, and waits if it is time to.
+func (p *pacer) rest() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := p.now()
+	worked := now.Sub(p.began)
+	if worked < paceWork {
+		return
+	}
+	if since := now.Sub(p.looked); since >= paceLook {
+		taken, err := p.others()
+		p.busy = err == nil && !p.looked.IsZero() && taken-p.taken >= time.Duration(paceOthers*float64(since))
+		if err == nil {
+			p.looked, p.taken = now, taken
+		}
+	}
+	if p.busy {
+		p.sleep(min(paceRest*worked, time.Second))
+	}
+	p.began = p.now()
+}
+
+// othersTime is how long the processors have worked for programs other than this
+// one since the machine was started (proc_stat(5)). What the kernel does is left
+// out: much of it is done for this process, by threads of its own.
+func othersTime() (time.Duration, error) {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	var user, nice int64
+	line, _, _ := bytes.Cut(b, []byte("\n"))
+	if _, err := fmt.Sscanf(string(line), "cpu %d %d", &user, &nice); err != nil {
+		return 0, fmt.Errorf("/proc/stat: %w", err)
+	}
+	var own unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &own); err != nil {
+		return 0, os.NewSyscallError("getrusage", err)
+	}
+	return time.Duration(user+nice)*clockTicks - time.Duration(own.Utime.Nano()), nil
+}

@@ -1,0 +1,174 @@
+//go:build torture
+
+package torture
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// scenario is what a container goes through. Each operation is killed at each of
+// its steps, in a world in which those before it have been done.
+// Containers have names that are no hexadecimal numbers: the storage library takes
+// "c1" for another container whose ID begins so.
+func scenario() []string {
+	return []string{
+		"start:n1:A", "write:n1", "commit:n1", "durable", "stop:n1", "start:n1:A", "stop:n1", "rm:n1",
+		"age", "start:n2:B", "stop:n2", "rm:n2", "trim", "warm:A", "start:n3:B", "stop:n3", "rm:n3", "rmi:" + imageID,
+	}
+}
+
+// TestDeath kills processes at each of their steps, and at random times.
+func TestDeath(t *testing.T) {
+	a := begin(t, "death")
+	dir := t.TempDir()
+	require.NoError(t, archives(dir, 150))
+	t.Setenv(archivesEnv, dir)
+	list := engines()
+	a.rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+	for i, e := range list {
+		if a.over() {
+			break
+		}
+		t.Run(e.name, func(t *testing.T) {
+			share := a.part(1/float64(len(list)-i), 0)
+			h := newHost(t, a, e, filepath.Join(t.TempDir(), "world"))
+			h.progress()
+			h.everyStep(time.Now().Add(share / 2))
+			h.randomly(time.Now().Add(share / 4))
+			h.judge("at the end", true)
+		})
+	}
+}
+
+// everyStep kills each operation of the scenario at each of its steps; where there
+// is a limit of time, at some of them.
+func (h *host) everyStep(until time.Time) {
+	done := []string{"pull", "reset"}
+	for _, op := range scenario() {
+		require.NoError(h.t, h.do("operate", done...))
+		steps := h.steps(op)
+		for i, step := range steps {
+			if h.a.short() && time.Now().After(until) {
+				return
+			}
+			if h.a.short() && h.a.rand.IntN(10) > 0 {
+				continue
+			}
+			require.NoError(h.t, h.do("operate", done...))
+			cmd := h.child("operate", []string{fmt.Sprint("SHIFT_FAILPOINT=", i+1)}, op)
+			out, err := cmd.CombinedOutput()
+			if !killed(err) { // steps in several threads come by in another order each time
+				require.NoError(h.t, err, "%s: %s", op, out)
+			}
+			h.a.faults.Add(1)
+			h.judge(fmt.Sprintf("%s killed at step %d, %s", op, i+1, step), i%5 == 4)
+			// Somebody tries again.
+			if err := h.do("operate", "pull", op); err != nil {
+				h.a.loss("%s: %s killed at step %d, %s: again: %v", h.e.name, op, i+1, step, err)
+			}
+		}
+		h.t.Logf("%s: %d steps of %s", h.e.name, len(steps), op)
+		done = append(done, op)
+	}
+}
+
+// progress kills a start again and again before it can have come to its end, had it
+// to begin anew each time.
+func (h *host) progress() {
+	if h.e.name != "metacopy" && h.e.name != "copyup" {
+		return // an image is made in one go, in microseconds for each file
+	}
+	require.NoError(h.t, h.do("operate", "pull", "reset"))
+	steps := h.steps("start:n1:A")
+	require.NoError(h.t, h.do("operate", "reset"))
+	env := []string{fmt.Sprint("SHIFT_FAILPOINT=", len(steps)*2/3)}
+	tries, dead := 0, true
+	for ; dead && tries < 20; tries++ {
+		require.NoError(h.t, h.do("operate", "rm:n1"))
+		_, err := h.with(env, "operate", "start:n1:A")
+		if dead = strings.Contains(fmt.Sprint(err), "signal: killed"); !dead {
+			require.NoError(h.t, err)
+		}
+		h.a.faults.Add(1)
+		if tries == 0 {
+			require.True(h.t, dead, "the first try is killed")
+		}
+	}
+	if dead {
+		h.a.loss("%s: %d starts, each killed after %d steps, make no progress", h.e.name, tries, len(steps)*2/3)
+	}
+	h.t.Logf("%s: the build came to its end after %d starts that were killed", h.e.name, tries-1)
+	h.judge("a start that was killed again and again", true)
+}
+
+// killed says whether a process was ended by SIGKILL.
+func killed(err error) bool {
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if !ok {
+		return false
+	}
+	status, ok := exit.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && status.Signal() == syscall.SIGKILL
+}
+
+// randomly kills children that do one operation after the other.
+func (h *host) randomly(until time.Time) {
+	const kills = 170 // more than 1000 with all engines
+	ops := []string{
+		"start:n1:A", "write:n1", "commit:n1", "stop:n1", "start:n1:A", "stop:n1", "durable", "rm:n1", "age", "start:n2:B", "write:n2",
+		"stop:n2", "rm:n2", "trim", "warm:C", "start:n1:A", "stop:n1", "start:n3:C", "stop:n3", "rm:n3", "reset", "rmi:" + imageID, "pull", "start:n1:A", "start:n2:B",
+	}
+	for i := range kills {
+		if h.a.short() && time.Now().After(until) {
+			return
+		}
+		first := h.a.rand.IntN(len(ops))
+		if strings.HasPrefix(ops[first], "rmi:") {
+			first++ // the image is in use
+		}
+		var list []string
+		for j := range 200 {
+			list = append(list, ops[(first+j)%len(ops)])
+		}
+		require.NoError(h.t, h.do("operate", "pull", "start:n1:A", "start:n2:B"))
+		done := h.killAfter(time.Duration(h.a.rand.Int64N(int64(400*time.Millisecond))), list)
+		h.a.faults.Add(1)
+		h.judge(fmt.Sprintf("killed during %s (rm before, perhaps)", done), i%20 == 19)
+	}
+}
+
+// killAfter starts a child and kills it some time after it has begun its first
+// operation. It returns what it was at.
+func (h *host) killAfter(d time.Duration, ops []string) string {
+	cmd := h.child("operate", nil, ops...)
+	out, err := cmd.StdoutPipe()
+	require.NoError(h.t, err)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	require.NoError(h.t, cmd.Start())
+	lines := bufio.NewScanner(out)
+	last := "opening the store"
+	if lines.Scan() {
+		last = lines.Text()
+		time.AfterFunc(d, func() { _ = cmd.Process.Kill() })
+	}
+	for lines.Scan() {
+		last = lines.Text()
+		h.a.operations.Add(1)
+	}
+	if err := cmd.Wait(); !killed(err) {
+		h.a.loss("%s: %s: %v: %s", h.e.name, last, err, stderr.Bytes())
+	}
+	return last
+}
