@@ -2,7 +2,8 @@
 # test.sh: everything that has to be right before a change lands, in order:
 # packages, lint, the tools, the images, Go tests (as root too, with the race
 # detector), bats, five minutes of torture, a selection of other projects' tests.
-# Says at its end what ran, what was skipped and why.
+# Says at its end what ran, what was skipped and why, and what failed tests said:
+# the machine may be gone when someone asks.
 #
 # Variables: BUILD; FILTER (only these bats tests); STEPS (only these steps,
 # e.g. STEPS="lint unit"; in CI the random round trips are one more); those of
@@ -67,8 +68,10 @@ count_go() {
 		"        skipped: " + (.[0].Package | split("/") | last) + " " + .[0].Test + ": " +
 		([.[] | select(.Action == "output") | .Output | select(test("^ +[^ ]+\\.go:[0-9]+: "))] | last // "no reason given"
 		 | sub("^ +[^ ]+: "; "") | rtrimstr("\n"))' "$1" >>"$logs/summary"
-	jq -rR 'fromjson? | select(.Test != null and .Action == "fail") | "        failed: " + (.Package | split("/") | last) + " " + .Test' \
-		"$1" >>"$logs/summary"
+	jq -rRs '[split("\n")[] | fromjson? // empty] | map(select(.Test != null)) |
+		group_by(.Package + " " + .Test)[] | select(any(.[]; .Action == "fail")) |
+		"        failed: " + (.[0].Package | split("/") | last) + " " + .[0].Test,
+		([.[] | select(.Action == "output") | "          " + (.Output | rtrimstr("\n"))[:400]] | .[-40:][])' "$1" >>"$logs/summary"
 	[ ${#dead[@]} -eq 0 ] || printf '        failed: package %s\n' "${dead[@]}" >>"$logs/summary"
 }
 
@@ -84,8 +87,10 @@ count_tap() {
 	note "        $p passed, $f failed, $s skipped"
 	failed_in[$step]=$f
 	passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-	sed -nE -e 's/^ok [0-9]+ (.*) # skip *(.*)$/        skipped: \1: \2/p' \
-		-e 's/^not ok [0-9]+ (.*)$/        failed: \1/p' "$1" >>"$logs/summary"
+	awk '/^(not )?ok [0-9]+ / { failed = 0 }
+		/^not ok / { sub(/^not ok [0-9]+ /, ""); print "        failed: " $0; failed = 1; lines = 0; next }
+		failed && /^#/ && lines++ < 60 { print "          " substr($0, 1, 400) }
+		/^ok [0-9]+ .* # skip/ { sub(/^ok [0-9]+ /, ""); sub(/ # skip */, ": "); print "        skipped: " $0 }' "$1" >>"$logs/summary"
 }
 
 root_only() {

@@ -15,8 +15,13 @@ import (
 
 	"github.com/shiftoverlay/shiftoverlay/drivers/shiftoverlay"
 	"github.com/shiftoverlay/shiftoverlay/internal/cache"
+	"github.com/shiftoverlay/shiftoverlay/internal/pace"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
+
+// warmRest is how much longer than it works warm rests while others are at work:
+// nobody waits for it.
+const warmRest = 3
 
 type warmFlags struct {
 	uidmap, gidmap []string
@@ -131,8 +136,8 @@ func (a *app) warm(ctx context.Context, args []string, f *warmFlags) (err error)
 			err = errors.Join(err, a.m.Release(ref, user))
 		}
 	}()
-	pace := newPacer()
-	a.m.Pace = pace.rest
+	rest := pace.New(warmRest).Rest
+	a.m.Pace = rest
 	bars := newBars(a.stderr, args, len(mappings))
 	defer bars.end()
 	var results []warmResult
@@ -151,7 +156,7 @@ func (a *app) warm(ctx context.Context, args []string, f *warmFlags) (err error)
 			}
 			results = append(results, r)
 			bars.done(i)
-			pace.rest() // where nothing was walked for it
+			rest() // where nothing was walked for it
 		}
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)

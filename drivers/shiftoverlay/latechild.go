@@ -16,10 +16,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	mounts "github.com/shiftoverlay/shiftoverlay/internal/mount"
+	"github.com/shiftoverlay/shiftoverlay/internal/pace"
 )
 
-// lateNice is the niceness of the process (setpriority(2)).
-const lateNice = 10
+// lateNice is the niceness of the process (setpriority(2)), lateRest how much longer
+// than it works it rests while others are at work.
+const (
+	lateNice = 10
+	lateRest = 1
+)
 
 type lateCommand = exec.Cmd
 
@@ -66,6 +71,7 @@ func mountLate(input io.Reader, requests *os.File) error {
 	}
 	l.d = g.(interface{ base() *Driver }).base() //nolint:forcetypeassert // what Init makes
 	l.d.late.after, l.d.late.doing = 0, l.ID
+	l.d.pace = pace.New(lateRest).Rest
 	p, err := l.d.paths(l.ID)
 	if err != nil {
 		return err

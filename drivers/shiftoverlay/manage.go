@@ -178,9 +178,9 @@ func (m *Manager) Warm(ctx context.Context, layer string, mapping idshift.Mappin
 		if step.Job.Workers == 0 {
 			step.Job.Workers = max(1, runtime.NumCPU()/2) // others are at work here
 		}
-		if m.Pace != nil {
-			step.Job.Done = func(int) { m.Pace() }
-		}
+	}
+	if m.Pace != nil {
+		plan.Pace(m.Pace)
 	}
 	if !warming(user) {
 		return w, fmt.Errorf("prepare layer %s: user %q is no process that lives; is /proc mounted?", layer, user)

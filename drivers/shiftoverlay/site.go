@@ -42,6 +42,9 @@ type site struct {
 	elsewhere func(id string) bool
 	// later takes work that no mount need wait for; nil for goroutines.
 	later func(work func())
+	// pace, if set, is called often by those who make something for a mount, and
+	// waits to give way to others.
+	pace func()
 	// copies is nil if images are not copied, or that need not be said.
 	copies *copying
 	// managed says that a Manager decides what is trimmed, and when.
@@ -190,6 +193,9 @@ func (s *site) env(report probe.Report, opts driverOptions, conf config.Config, 
 func (s *site) prepare(ctx context.Context, id string, chain []shifter.Layer, m idshift.Mapping) (lower shifter.Lower, err error) {
 	plan, err := s.shifts.Plan(shifter.Request{Chain: chain, Mapping: m})
 	if err == nil {
+		if s.pace != nil {
+			plan.Pace(s.pace)
+		}
 		s.copies.tell(plan)
 		lower, err = s.shifts.Prepare(ctx, plan, id)
 	}

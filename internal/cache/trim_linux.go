@@ -208,9 +208,9 @@ func (c *Cache) trimLocked(ctx context.Context, fd int, old Info, o TrimOptions,
 
 // StageLayerRemoval takes all entries of a layer away, in one rename(2), so
 // that it may be called under a lock of the store. They are gone when it
-// returns; cleanup deletes them, may take long, and needs no lock. Whoever
-// forgets to call it leaves them to the next builder or Trim after this
-// process has ended. Users are not asked. A layer without entries is no
+// returns; cleanup deletes them, and what dead processes left in tmp/, may take
+// long, and needs no lock. Whoever forgets to call it leaves them to the next
+// builder or Trim after this process has ended. Users are not asked. A layer without entries is no
 // error. Calling cleanup twice is harmless. A build that is under way for the
 // layer is not stopped; what it publishes afterwards is for Trim to find.
 func (c *Cache) StageLayerRemoval(layer string) (cleanup func() error, err error) {
@@ -225,7 +225,14 @@ func (c *Cache) StageLayerRemoval(layer string) (cleanup func() error, err error
 		}
 		tmp, err := c.trash(unix.AT_FDCWD, path)
 		if err == nil {
-			return sync.OnceValue(func() error { return errors.Join(tmp.remove(), begun()) }), nil
+			return sync.OnceValue(func() error {
+				// Who died when all was built has left locks, for which there may be no
+				// next builder.
+				if err := errors.Join(c.sweep(context.Background(), begunKept), c.sweepLocks()); err != nil {
+					c.logf("cache: %v", err)
+				}
+				return errors.Join(tmp.remove(), begun())
+			}), nil
 		}
 		if _, gone := os.Lstat(filepath.Join(c.dir, tmpName)); !absent(err) || gone != nil {
 			return nil, fmt.Errorf("remove cache entries of layer %s: %w", layer, err)

@@ -220,6 +220,26 @@ func TestStageLayerRemoval(t *testing.T) {
 	requireNoTemp(t, f.Cache)
 }
 
+// TestStageLayerRemovalSweeps: a builder that is killed when it has published leaves
+// its locks, and nobody builds after it.
+func TestStageLayerRemovalSweeps(t *testing.T) {
+	f := newFixture(t)
+	f.acquire(ref("a", 1), "u", 3)
+	for _, name := range []string{f.keyLock(Key{1, 0xab}), filepath.Join(f.Dir(), tmpName, "DEAD"+lockSuffix)} {
+		require.NoError(t, os.WriteFile(name, nil, 0o600))
+	}
+	living, err := f.newTemp()
+	require.NoError(t, err)
+	cleanup, err := f.StageLayerRemoval("a")
+	require.NoError(t, err)
+	require.NoError(t, cleanup())
+	names, err := readNames(filepath.Join(f.Dir(), tmpName))
+	require.NoError(t, err)
+	require.Equal(t, []string{filepath.Base(living.path) + lockSuffix}, names)
+	require.NoError(t, living.remove())
+	requireNoTemp(t, f.Cache)
+}
+
 func TestRemoveTree(t *testing.T) {
 	root := t.TempDir()
 	tree := filepath.Join(root, "tree")

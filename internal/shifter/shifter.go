@@ -142,6 +142,14 @@ type Plan struct {
 	Else *Plan
 }
 
+// Pace has those who do a plan call rest after each folder, several at the same
+// time. They wait while it does, so it can give way to others.
+func (p *Plan) Pace(rest func()) {
+	for ; p != nil; p = p.Else {
+		p.Job.Done = func(int) { rest() }
+	}
+}
+
 // Plan decides what to do: nothing for an empty chain, or with an engine that
 // does not build. Otherwise a mapping that is not valid is an error.
 func (s *Shifter) Plan(r Request) (Plan, error) {

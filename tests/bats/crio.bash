@@ -50,36 +50,51 @@ setup() {
 }
 
 teardown() {
-	local i
+	local i rc=0
 	# The pod's own way to stop containers is patient.
 	for i in "${CONTAINERS[@]}"; do cri stop "$i" || true; done
 	for i in "${PODS[@]}"; do
 		cri stopp "$i" || true
 		cri rmp "$i" || true
 	done
-	stop_crio -TERM || true
+	! kill -0 "$CRIO" 2>/dev/null || stop_crio -TERM || rc=1
 	# With the container's cgroup goes its pod's; conmon's and the pods' parent stay.
 	find /sys/fs/cgroup -mindepth 1 -maxdepth 4 -depth -type d -path "*$CGROUP*" -exec rmdir {} + 2>/dev/null || true
-	basic_teardown
+	basic_teardown || rc=1
+	return $rc
 }
 
-# start_crio: CRI-O begins to answer.
+# start_crio: CRI-O begins to answer, and has seen its network. A CRI-O 1.34 that
+# was asked for a pod before that may wait for itself when it is to end
+# (CNIManager.Shutdown, called twice, tells it to those who have waited for the network).
 start_crio() {
 	local i
 	"$BUILD/crio" --config "$WORK/crio.conf" --config-dir '' --log-level info >>"$WORK/crio.log" 2>&1 3>&- &
 	CRIO=$!
 	for ((i = 0; i < 100; i++)); do
-		! cri version >/dev/null 2>&1 || return 0
+		! cri ready >/dev/null 2>&1 || return 0
 		kill -0 "$CRIO" || break
 		sleep 0.1
 	done
 	cat "$WORK/crio.log"
+	cri ready || true
 	die "CRI-O does not answer"
 }
 
 # stop_crio -TERM|-KILL: CRI-O ends; pods go on.
 stop_crio() {
+	local i
 	kill "$1" "$CRIO"
+	for ((i = 0; i < 600; i++)); do
+		kill -0 "$CRIO" 2>/dev/null || break
+		sleep 0.1
+	done
+	# A Go program says then where each of its goroutines is.
+	if kill -QUIT "$CRIO" 2>/dev/null; then
+		wait "$CRIO" || true
+		cat "$WORK/crio.log"
+		die "CRI-O has not ended within a minute"
+	fi
 	wait "$CRIO" || [ "$1" = -KILL ]
 }
 

@@ -78,6 +78,7 @@ func TestRooms(t *testing.T) {
 	}{
 		{room: ours("internal/linux"), never: house},
 		{room: ours("internal/failpoint"), never: house},
+		{room: ours("internal/pace"), never: house},
 		{room: ours("internal/ovl"), never: house, but: []string{ours("internal/linux")}},
 		{room: ours("pkg/idshift"), never: append(house, storage, image), but: []string{ours("internal/linux")}},
 		{room: ours("internal/mount"), never: house, but: []string{ours("internal/linux")}},

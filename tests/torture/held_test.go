@@ -80,7 +80,7 @@ func TestCrowdHeld(t *testing.T) {
 		list = list[1:]
 	}
 	for _, w := range list {
-		p := newPlace(t, w, `background_after = "100ms"`)
+		p := newPlace(t, w, `background_after = "20ms"`)
 		p.in(t, func(store storage.Store) {
 			_, err := makeImage(store, "large", 1, files)
 			require.NoError(t, err)

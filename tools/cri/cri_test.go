@@ -36,6 +36,13 @@ func (f *fake) ContainerStatus(context.Context, *cri.ContainerStatusRequest) (*c
 	}, nil
 }
 
+func (f *fake) Status(context.Context, *cri.StatusRequest) (*cri.StatusResponse, error) {
+	return &cri.StatusResponse{Status: &cri.RuntimeStatus{Conditions: []*cri.RuntimeCondition{
+		{Type: cri.RuntimeReady, Status: true},
+		{Type: cri.NetworkReady, Status: f.pod != nil, Message: "no network yet"},
+	}}}, nil
+}
+
 func start(t *testing.T) (f *fake, address string) {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
@@ -60,11 +67,17 @@ func TestVerbs(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out, errOut bytes.Buffer
+	if err := run(t.Context(), []string{"-r", address, "ready"}, &out, &errOut); err == nil || !strings.Contains(err.Error(), "NetworkReady: no network yet") {
+		t.Errorf("ready: error %v", err)
+	}
 	if err := run(t.Context(), []string{"-r", address, "runp", pod}, &out, &errOut); err != nil {
 		t.Fatal(err)
 	}
 	if out.String() != "pod\n" {
 		t.Errorf("runp prints %q", out.String())
+	}
+	if err := run(t.Context(), []string{"-r", address, "ready"}, &out, &errOut); err != nil {
+		t.Errorf("ready: error %v", err)
 	}
 	uids := f.pod.Config.Linux.SecurityContext.NamespaceOptions.UsernsOptions.Uids
 	if len(uids) != 1 || uids[0].HostId != 100000 || uids[0].Length != 65536 {

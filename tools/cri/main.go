@@ -84,6 +84,7 @@ type verb struct {
 
 var verbs = map[string]verb{
 	"version": {0, false, (*client).version},
+	"ready":   {0, false, (*client).ready},
 	"pull":    {1, false, (*client).pull},
 	"images":  {0, false, (*client).list},
 	"rmi":     {1, false, (*client).removeImage},
@@ -167,6 +168,21 @@ func (c *client) version(ctx context.Context, _ []string) error {
 		fmt.Fprintln(c.out, r.RuntimeName, r.RuntimeVersion)
 	}
 	return err
+}
+
+// ready is an error unless the runtime can start pods.
+func (c *client) ready(ctx context.Context, _ []string) error {
+	r, err := c.runtime.Status(ctx, &cri.StatusRequest{})
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, condition := range r.GetStatus().GetConditions() {
+		if !condition.Status {
+			errs = append(errs, fmt.Errorf("not %s: %s", condition.Type, condition.Message))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (c *client) pull(ctx context.Context, args []string) error {

@@ -1,4 +1,4 @@
-package main
+package pace
 
 import (
 	"testing"
@@ -12,7 +12,7 @@ import (
 func TestPacer(t *testing.T) {
 	var taken, rested time.Duration
 	now := time.Now()
-	p := newPacer()
+	p := New(3)
 	p.others = func() (time.Duration, error) { return taken, nil }
 	p.sleep = func(d time.Duration) { rested += d; now = now.Add(d) }
 	p.now = func() time.Time { return now }
@@ -23,7 +23,7 @@ func TestPacer(t *testing.T) {
 			before := now
 			now = now.Add(time.Millisecond)
 			worked += time.Millisecond
-			p.rest()
+			p.Rest()
 			taken += time.Duration(part * float64(now.Sub(before)))
 		}
 		return worked

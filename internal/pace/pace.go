@@ -1,4 +1,8 @@
-package main
+// Package pace lets a process that works in the background rest while others are
+// at work. A low priority alone does not spare them: it counts within a session or
+// a control group only, and those on the other processors share caches, memory and
+// the file system.
+package pace
 
 import (
 	"bytes"
@@ -10,26 +14,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How a pacer works.
 const (
-	// paceWork is how long it works, at least, before it rests.
-	paceWork = 5 * time.Millisecond
-	// paceRest is how often as long it rests.
-	paceRest = 3
-	// paceLook is how long it believes what it saw of others.
-	paceLook = 100 * time.Millisecond
-	// paceOthers is the part of a processor that others take if they are at work.
-	paceOthers = 0.2
+	// work is how long it works, at least, before it rests.
+	work = 5 * time.Millisecond
+	// look is how long it believes what it saw of others.
+	look = 100 * time.Millisecond
+	// atWork is the part of a processor that others take if they are at work.
+	atWork = 0.2
 	// clockTicks is the unit of /proc/stat (USER_HZ, the same everywhere).
 	clockTicks = 10 * time.Millisecond
 )
 
-// pacer lets a process rest for three quarters of the time while others are at
-// work. A low priority alone does not spare them: it counts within a session or a
-// control group only, and those on the other processors share caches, memory and
-// the file system. Safe for concurrent use: all threads rest at the same time.
-type pacer struct {
-	mu sync.Mutex
+// Pacer lets a process rest while others are at work. It is safe for concurrent
+// use: all threads rest at the same time.
+type Pacer struct {
+	rest int
+	mu   sync.Mutex
 	// began is when the work since the last rest began.
 	began time.Time
 	// looked is when busy was found out, from what others and this process had
@@ -43,28 +43,30 @@ type pacer struct {
 	now    func() time.Time
 }
 
-func newPacer() *pacer {
-	return &pacer{others: othersTime, sleep: time.Sleep, now: time.Now}
+// New returns a Pacer that rests, while others are at work, rest times as long as
+// it has worked.
+func New(rest int) *Pacer {
+	return &Pacer{rest: rest, others: othersTime, sleep: time.Sleep, now: time.Now}
 }
 
-// rest is called often by those who work, and waits if it is time to.
-func (p *pacer) rest() {
+// Rest is called often by those who work, and waits if it is time to.
+func (p *Pacer) Rest() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := p.now()
 	worked := now.Sub(p.began)
-	if worked < paceWork {
+	if worked < work {
 		return
 	}
-	if since := now.Sub(p.looked); since >= paceLook {
+	if since := now.Sub(p.looked); since >= look {
 		taken, err := p.others()
-		p.busy = err == nil && !p.looked.IsZero() && taken-p.taken >= time.Duration(paceOthers*float64(since))
+		p.busy = err == nil && !p.looked.IsZero() && taken-p.taken >= time.Duration(atWork*float64(since))
 		if err == nil {
 			p.looked, p.taken = now, taken
 		}
 	}
 	if p.busy {
-		p.sleep(min(paceRest*worked, time.Second))
+		p.sleep(min(time.Duration(p.rest)*worked, time.Second))
 	}
 	p.began = p.now()
 }
