@@ -17,6 +17,7 @@ import (
 	"github.com/containers/storage/pkg/reexec"
 	"github.com/containers/storage/pkg/unshare"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/cache"
 	mounts "github.com/shiftoverlay/shiftoverlay/internal/mount"
@@ -28,8 +29,9 @@ import (
 // What Get cannot have within a short time is therefore made by another process,
 // without the locks: Get mounts a trigger in the place of the container, at
 // which everybody who opens the container waits, and returns. The process
-// makes the shifted lower, takes the lock for as long as a mount takes, mounts the
-// container above the trigger as Get would have, and lets those who wait go on.
+// makes the shifted lower, mounts the container above the trigger as Get would have,
+// and lets those who wait go on. It takes no lock of the library's: whoever mounts a
+// container twice asks with the locks whether it is mounted, and waits there.
 
 // errLate says that something takes longer than Get may.
 var errLate = fmt.Errorf("takes longer than a mount may: %w", cache.ErrAbandoned)
@@ -93,7 +95,10 @@ func (d *Driver) mountLater(id string, p layerPaths, o graphdriver.MountOpts) (s
 	defer requests.Close()
 	root, err := d.trigger(id, p.merged, cmd.Process.Pid, requests)
 	if err == nil {
-		err = json.NewEncoder(job).Encode(lateJob{Home: d.late.home, Options: d.late.options, ID: id, Mount: o})
+		// podman, for one, opens the mount point in the way that does not set it off.
+		if err = mounts.SetOff(p.merged, requests); err == nil {
+			err = json.NewEncoder(job).Encode(lateJob{Home: d.late.home, Options: d.late.options, ID: id, Mount: o})
+		}
 		if err != nil {
 			err = errors.Join(err, mounts.FailTrigger(root), root.Close(), mounts.Detach(p.merged))
 		}
@@ -199,18 +204,65 @@ func (d *Driver) endLate(id string) error {
 	if err != nil {
 		return err
 	}
-	_, top, any, err := mounts.Triggered(p.merged)
-	switch {
-	case err != nil:
-	case top:
+	_, top, _, err := mounts.Triggered(p.merged)
+	if err == nil && top {
 		err = giveUpLate(mark, p.merged)
-	case any:
-		err = uncover(p.merged)
+	}
+	if err == nil {
+		err = endLateMount(mark, p.merged)
 	}
 	if err != nil {
 		return fmt.Errorf("unmount layer %s: %w", id, err)
 	}
+	return nil
+}
+
+// endLateMount is endLate when nobody waits, and the process may have come to mount
+// the container meanwhile.
+func endLateMount(mark, merged string) error {
+	release, err := lockMark(mark, "")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer release()
+	if _, _, any, err := mounts.Triggered(merged); err != nil {
+		return err
+	} else if any {
+		if err := uncover(merged); err != nil {
+			return err
+		}
+	}
 	return os.Remove(mark)
+}
+
+// lockMark locks a layer's mark, so that the process that mounts it late, which has
+// none of the library's locks, is not mounting it just now. name is what the mark
+// must have in it, "" for anything; else, and without a mark, the error is
+// os.ErrNotExist.
+func lockMark(mark, name string) (release func(), err error) {
+	f, err := os.Open(mark)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) { //nolint:gosec // a descriptor
+			break
+		}
+	}
+	if err == nil && name != "" {
+		var text []byte
+		if text, err = os.ReadFile(mark); err == nil && string(text) != name {
+			err = &os.PathError{Op: "lock", Path: mark, Err: os.ErrNotExist}
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	// Closing alone would leave it to a child that is just being forked.
+	return func() { _ = unix.Flock(int(f.Fd()), unix.LOCK_UN); _ = f.Close() }, nil //nolint:gosec // a descriptor
 }
 
 // latePatience is how long a process that mounts late may take to give up.

@@ -127,6 +127,24 @@ func TestLate(t *testing.T) {
 	})
 }
 
+// TestLateNamed: who only names the mount point waits, too, and does not get hold of
+// the trigger. podman makes /etc that way.
+func TestLateNamed(t *testing.T) {
+	eachBuilder(t, 3000, func(t *testing.T, s *store, _ setup) {
+		m := mapping(t, oneExtent)
+		merged := s.container("c", "image", m)
+		require.True(t, pending(t, merged))
+		fd, err := unix.Open(merged, unix.O_PATH|unix.O_CLOEXEC, 0)
+		require.NoError(t, err)
+		require.False(t, pending(t, merged))
+		require.NoError(t, unix.Mkdirat(fd, "etc", 0o755))
+		require.NoError(t, unix.Close(fd))
+		require.DirExists(t, filepath.Join(s.dir("c"), "diff", "etc"))
+		require.NoError(t, s.Put("c"))
+		requireNoLate(t)
+	})
+}
+
 // TestLateUnmounted: what is unmounted before it was mounted is not mounted.
 func TestLateUnmounted(t *testing.T) {
 	eachBuilder(t, 3000, func(t *testing.T, s *store, _ setup) {
@@ -184,5 +202,6 @@ func TestLateFails(t *testing.T) {
 	require.ErrorIs(t, err, os.ErrNotExist)
 	require.NoError(t, s.Put("c"))
 	require.NoError(t, s.Remove("c"))
+	requireNoLate(t)
 	assert.Empty(t, mountsBelow(t, filepath.Join(s.root, driverName)))
 }

@@ -82,7 +82,7 @@ func mountLate(input io.Reader, requests *os.File) error {
 		cancel(errors.Join(errNobody, l.giveUp()))
 	}()
 	err = l.build(ctx, p)
-	err = l.d.layersLocked(func() error { return l.place(err) })
+	err = l.place(err)
 	l.d.trimCache()
 	l.linger()
 	if errors.Is(err, errNobody) || errors.Is(context.Cause(ctx), errNobody) {
@@ -109,10 +109,18 @@ func (l *lateMount) build(ctx context.Context, p layerPaths) error {
 }
 
 // place mounts the container above its trigger, or lets all fail who wait, if
-// failed is an error. Nobody else mounts or unmounts a layer meanwhile.
+// failed is an error. Nobody else mounts or unmounts it meanwhile: endLate waits.
 func (l *lateMount) place(failed error) error {
 	l.placing.Lock()
 	defer l.placing.Unlock()
+	release, err := lockMark(l.d.lateMark(l.ID), processName(os.Getpid()))
+	if errors.Is(err, os.ErrNotExist) {
+		return errNobody
+	}
+	if err != nil {
+		return errors.Join(failed, err)
+	}
+	defer release()
 	if l.over || !l.d.pending(l.ID, l.merged) {
 		return errNobody
 	}

@@ -2,12 +2,14 @@ package mount
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -92,6 +94,40 @@ func OpenTrigger(dir string) (*os.File, error) {
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), dir), nil //nolint:gosec // a descriptor
+}
+
+// setOffPatience is how long the kernel may take to send a request.
+const setOffPatience = 10 * time.Second
+
+// SetOff has a thread of this process wait at a trigger, and returns when it does.
+// The kernel lets those walk into the trigger itself who only name it (O_PATH,
+// lstat(2), chown(2)) as long as nobody waits; from then on they wait, too
+// (autofs_d_manage, fs/autofs/root.c), as long as this process lives. requests is
+// that of AddTrigger, from which nobody reads yet.
+func SetOff(dir string, requests *os.File) error {
+	over := make(chan error, 1)
+	go func() {
+		fd, err := linux.Openat(unix.AT_FDCWD, dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err == nil {
+			err = linux.Close(fd)
+		}
+		over <- err
+	}()
+	for end := time.Now().Add(setOffPatience); time.Now().Before(end); time.Sleep(50 * time.Microsecond) {
+		select {
+		case err := <-over:
+			return fmt.Errorf("nobody waits at %s: %w", dir, errors.Join(err, unix.EINVAL))
+		default:
+		}
+		n, err := unix.IoctlGetInt(int(requests.Fd()), unix.TIOCINQ) //nolint:gosec // a descriptor
+		if err != nil {
+			return os.NewSyscallError("ioctl FIONREAD", err)
+		}
+		if n > 0 {
+			return nil
+		}
+	}
+	return fmt.Errorf("nobody waits at %s: %w", dir, unix.ETIMEDOUT)
 }
 
 // FailTrigger lets everybody fail who waits at a trigger, or will (ENOENT).
