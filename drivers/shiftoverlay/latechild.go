@@ -23,7 +23,7 @@ import (
 // than it works it rests while others are at work.
 const (
 	lateNice = 10
-	lateRest = 1
+	lateRest = 2
 )
 
 type lateCommand = exec.Cmd

@@ -33,7 +33,8 @@ type Pacer struct {
 	// began is when the work since the last rest began.
 	began time.Time
 	// looked is when busy was found out, from what others and this process had
-	// taken of the processors until then.
+	// taken of the processors until then. Until the first time they are taken to be:
+	// what is made in a moment would not spare them otherwise.
 	looked time.Time
 	busy   bool
 	taken  time.Duration
@@ -46,7 +47,11 @@ type Pacer struct {
 // New returns a Pacer that rests, while others are at work, rest times as long as
 // it has worked.
 func New(rest int) *Pacer {
-	return &Pacer{rest: rest, others: othersTime, sleep: time.Sleep, now: time.Now}
+	p := &Pacer{rest: rest, busy: true, others: othersTime, sleep: time.Sleep, now: time.Now}
+	p.looked = p.now()
+	p.began = p.looked
+	p.taken, _ = p.others()
+	return p
 }
 
 // Rest is called often by those who work, and waits if it is time to.
@@ -60,7 +65,7 @@ func (p *Pacer) Rest() {
 	}
 	if since := now.Sub(p.looked); since >= look {
 		taken, err := p.others()
-		p.busy = err == nil && !p.looked.IsZero() && taken-p.taken >= time.Duration(atWork*float64(since))
+		p.busy = err == nil && taken-p.taken >= time.Duration(atWork*float64(since))
 		if err == nil {
 			p.looked, p.taken = now, taken
 		}

@@ -11,8 +11,9 @@ import (
 // TestPacer: it rests while others are at work, and only then.
 func TestPacer(t *testing.T) {
 	var taken, rested time.Duration
-	now := time.Now()
 	p := New(3)
+	now := p.looked
+	p.taken = 0
 	p.others = func() (time.Duration, error) { return taken, nil }
 	p.sleep = func(d time.Duration) { rested += d; now = now.Add(d) }
 	p.now = func() time.Time { return now }
@@ -28,6 +29,8 @@ func TestPacer(t *testing.T) {
 		}
 		return worked
 	}
+	assert.GreaterOrEqual(t, work(0), 900*time.Millisecond, "alone, which is not known at first")
+	assert.InDelta(t, 0.08, rested.Seconds(), 0.03)
 	assert.GreaterOrEqual(t, work(0), 990*time.Millisecond, "alone")
 	assert.Zero(t, rested)
 	worked := work(1)

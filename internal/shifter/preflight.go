@@ -55,7 +55,7 @@ func fits(ctx context.Context, fs *unix.Statfs_t, job engine.Job) error {
 		}
 		err = buf.Walk(fd, layer, func(_ int, _ string, names []linux.Dirent) error {
 			sum += 1 + int64(len(names))
-			return nil
+			return ctx.Err()
 		})
 		_ = linux.Close(fd)
 		if err != nil {

@@ -69,7 +69,7 @@ func init() {
 // builds, and alone, in turns; and for how much of that time the locks are held.
 func TestCrowdHeld(t *testing.T) {
 	a := begin(t, "crowd-held")
-	files, rounds := 250_000, 7
+	files, rounds := 250_000, 11
 	if a.short() {
 		files, rounds = 40_000, 4
 	}
@@ -133,8 +133,9 @@ func TestCrowdHeld(t *testing.T) {
 		for name, list := range ratio {
 			slices.Sort(list)
 			t.Logf("%s: podman %s takes %.2f times its idle time (median of %d, largest %.2f)", w.name, name, list[len(list)/2], len(list), list[len(list)-1])
-			// In a short run other tests may keep the machine busy.
-			if !a.short() && list[len(list)/2] > 3 {
+			// It is to be 1.2 at most, on a machine with nothing else to do. In a short run
+			// other tests may keep it busy.
+			if !a.short() && list[len(list)/2] > 1.5 {
 				a.loss("%s: podman %s takes %.1f times its idle time while an image is built for", w.name, name, list[len(list)/2])
 			}
 		}

@@ -48,7 +48,7 @@ func TestCrowdStorm(t *testing.T) {
 	for _, w := range list {
 		t.Run(w.name, func(t *testing.T) {
 			// Every build in the background, or few.
-			after := []string{"1ns", "100ms"}[a.rand.IntN(2)]
+			after := []string{"1ns", "20ms"}[a.rand.IntN(2)]
 			t.Logf("background_after %s", after)
 			p := newPlace(t, w, `cache_max_size = "4m"`, fmt.Sprintf("background_after = %q", after))
 			store := p.opened(t)
