@@ -10,7 +10,8 @@
 #
 # Variables: BUILD; TORTURE_SEED (what random choices begin with; default: the
 # time), TORTURE_TOTAL, TORTURE_JOBS (areas at a time; default 2, with --short 1),
-# and those of hack/sandbox.sh. Logs: $BUILD/torture/.
+# TORTURE_CONTAINERS (how many run at once; default 500, with --short 8), and those
+# of hack/sandbox.sh. Logs: $BUILD/torture/.
 set -uo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 short=''
@@ -40,7 +41,7 @@ areas=("$@")
 if [ $# -eq 0 ]; then
 	mapfile -t areas < <("$logs/torture.test" -test.list '^Test')
 	# Those that take long begin first, and the one that is to be alone is the last.
-	mapfile -t areas < <(printf '%s\n' TestFull TestDeath TestCrowdStorm TestHostileImages TestPowerCut "${areas[@]}" |
+	mapfile -t areas < <(printf '%s\n' TestFull TestDeath TestScaleRunning TestCrowdStorm TestHostileImages TestPowerCut "${areas[@]}" |
 		awk '$0 != "TestCrowdHeld" && !seen[$0]++; END { print "TestCrowdHeld" }')
 fi
 [ ${#areas[@]} -gt 0 ] || die 'no areas'

@@ -172,7 +172,7 @@ func TestScaleRunning(t *testing.T) {
 	a := begin(t, "scale-running")
 	podman, err := exec.LookPath("podman")
 	require.NoError(t, err, "make podman runc images")
-	n := 150
+	n := 500
 	if text := os.Getenv("TORTURE_CONTAINERS"); text != "" {
 		n = number(text)
 	} else if a.short() {
