@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -161,11 +162,17 @@ func (h *host) killAfter(d time.Duration, ops []string) string {
 	last := "opening the store"
 	if lines.Scan() {
 		last = lines.Text()
-		time.AfterFunc(d, func() { _ = cmd.Process.Kill() })
+		time.AfterFunc(d, func() {
+			_ = cmd.Process.Kill()
+			_ = out.(*os.File).SetReadDeadline(time.Now().Add(outputPatience)) //nolint:forcetypeassert // what StdoutPipe makes
+		})
 	}
 	for lines.Scan() {
 		last = lines.Text()
 		h.a.operations.Add(1)
+	}
+	if errors.Is(lines.Err(), os.ErrDeadlineExceeded) {
+		h.t.Logf("%s: %s: killed, and its output is still open", h.e.name, last)
 	}
 	if err := cmd.Wait(); !killed(err) {
 		h.a.loss("%s: %s: %v: %s", h.e.name, last, err, stderr.Bytes())

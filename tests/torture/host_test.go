@@ -42,6 +42,9 @@ func (h *host) reboot(run string) {
 	require.NoError(h.t, os.WriteFile(filepath.Join(filepath.Dir(run), "shiftoverlay.conf"), []byte("[shiftoverlay]\n"+h.e.conf+"\n"), 0o600))
 }
 
+// outputPatience is how long the output of a dead process may stay open.
+const outputPatience = 10 * time.Second
+
 // child starts this program in the world.
 func (h *host) child(name string, env []string, args ...string) *exec.Cmd {
 	cmd := child(context.Background(), name, args...)
@@ -50,6 +53,8 @@ func (h *host) child(name string, env []string, args ...string) *exec.Cmd {
 		cmd.Env = append(cmd.Env, "_CONTAINERS_OVERLAY_DISABLE_IDMAP=yes")
 	}
 	cmd.Env = append(cmd.Env, env...)
+	// A process that it has left behind may hold its output: judge finds that.
+	cmd.WaitDelay = outputPatience
 	return cmd
 }
 
