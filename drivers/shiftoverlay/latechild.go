@@ -81,8 +81,7 @@ func mountLate(input io.Reader, requests *os.File) error {
 		<-stop
 		cancel(errors.Join(errNobody, l.giveUp()))
 	}()
-	err = l.build(ctx, p)
-	err = l.place(err)
+	err = l.place(l.build(ctx, p))
 	l.d.trimCache()
 	l.linger()
 	if errors.Is(err, errNobody) || errors.Is(context.Cause(ctx), errNobody) {

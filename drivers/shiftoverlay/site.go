@@ -237,8 +237,9 @@ func (s *site) releaseOld(id string, old, now *record) {
 	}
 }
 
-// layersLocked does something while nobody mounts a layer of this store: the
-// storage library holds this lock whenever it calls Get, Put and Remove.
+// layersLocked does something while nobody mounts a layer of this store but for a
+// process that mounts late, whose layers are pending until then: the storage
+// library holds this lock whenever it calls Get, Put and Remove.
 func (s *site) layersLocked(do func() error) error {
 	dir := filepath.Join(filepath.Dir(s.home), driverName+"-layers")
 	if !isDir(dir) {

@@ -12,9 +12,10 @@ setup() {
 	grep -qw autofs /proc/filesystems || skip "the kernel has no autofs"
 }
 
-# at N: options for the Nth of mappings that no container has had.
-at() {
-	printf -- '--uidmap=0:%d:65536\n--gidmap=0:%d:65536\n' $(($1 * 100000)) $(($1 * 100000))
+# next_map: MAP gets the options for a mapping that no container has had, from FIRST on.
+next_map() {
+	FIRST=$((${FIRST:-100000} + 100000))
+	MAP=(--uidmap="0:$FIRST:65536" --gidmap="0:$FIRST:65536")
 }
 
 # podman_late ENGINE ARGS...: run podman, and a process of its own mounts, as podman
@@ -30,25 +31,23 @@ podman_late() {
 
 @test "background_after: run, start, exec, cp, commit, mount" {
 	import "$BUILD/images/minbase.tar" "$DEBIAN"
-	local engine n=1 map
+	local engine
 	for engine in erofs metacopy copyup; do
 		sandbox_engine "$engine" 'background_after = "1ms"'
-		n=$((n + 1))
-		mapfile -t map < <(at $n)
-		podman_late "$engine" run --name one "${map[@]}" "$DEBIAN" sh -c 'stat -c %u:%g / /etc/passwd /etc/shadow; id -u; echo new >/etc/new'
+		next_map
+		podman_late "$engine" run --name one "${MAP[@]}" "$DEBIAN" sh -c 'stat -c %u:%g / /etc/passwd /etc/shadow; id -u; echo new >/etc/new'
 		is "$output" $'0:0\n0:0\n0:42\n0' "engine $engine: owners inside"
 		run_podman commit -q one "localhost/from-$engine"
 		run_podman diff one
 		assert "$output" =~ 'A /etc/new' "engine $engine: what the container changed"
 		run_podman start -a one
 		# Of an image that nobody has shifted yet: what was committed.
-		n=$((n + 1))
-		mapfile -t map < <(at $n)
-		podman_late "$engine" run -d --name two "${map[@]}" "localhost/from-$engine" sleep 1000
+		next_map
+		podman_late "$engine" run -d --name two "${MAP[@]}" "localhost/from-$engine" sleep 1000
 		run_podman exec two stat -c %u:%g:%n /etc/new
 		is "$output" 0:0:/etc/new "engine $engine: a committed file"
 		run_podman inspect --format '{{.GraphDriver.Data.MergedDir}}' two
-		is "$(owner "$output/etc/new")" "$((n * 100000)):$((n * 100000))" "engine $engine: owner outside"
+		is "$(owner "$output/etc/new")" "$FIRST:$FIRST" "engine $engine: owner outside"
 		echo hello >"$WORK/hello"
 		run_podman cp "$WORK/hello" two:/hello
 		run_podman exec two stat -c %u:%g /hello
@@ -57,13 +56,11 @@ podman_late() {
 		run_podman start two
 		run_podman exec two cat /hello
 		is "$output" hello "engine $engine: after another start"
-		# Several wait for one.
-		n=$((n + 1))
-		mapfile -t map < <(at $n)
-		run_podman create --name three "${map[@]}" "$DEBIAN" true
+		next_map
+		run_podman create --name three "${MAP[@]}" "$DEBIAN" true
 		run_podman mount three
 		local merged=$output
-		is "$(owner "$merged/etc/passwd")" "$((n * 100000)):$((n * 100000))" "engine $engine: owner, mounted by hand"
+		is "$(owner "$merged/etc/passwd")" "$FIRST:$FIRST" "engine $engine: owner, mounted by hand"
 		run_podman umount three
 		run_podman rm -f -t 0 -a
 		run_podman rmi "localhost/from-$engine"
@@ -72,18 +69,18 @@ podman_late() {
 
 @test "background_after: a build, and several starts at a time" {
 	import "$BUILD/images/minbase.tar" "$DEBIAN"
-	local engine n=50 i pids
+	local engine i pids
 	for engine in erofs metacopy; do
 		sandbox_engine "$engine" 'background_after = "1ms"'
 		printf 'FROM %s\nRUN touch /built && chown 33:34 /built\n' "$DEBIAN" >"$WORK/Containerfile"
-		n=$((n + 1))
-		run_podman build -q --userns-uid-map="0:${n}00000:65536" --userns-gid-map="0:${n}00000:65536" -t "localhost/built-$engine" -f "$WORK/Containerfile" "$WORK"
+		next_map
+		run_podman build -q --userns-uid-map="0:$FIRST:65536" --userns-gid-map="0:$FIRST:65536" -t "localhost/built-$engine" -f "$WORK/Containerfile" "$WORK"
 		run_podman run --rm --userns=auto:size=65536 "localhost/built-$engine" stat -c %u:%g /built
 		is "$output" 33:34 "engine $engine: owner of what was built"
 		pids=()
 		for i in 1 2 3 4; do
-			n=$((n + 1))
-			podman run --rm --uidmap="0:${n}00000:65536" --gidmap="0:${n}00000:65536" "$DEBIAN" stat -c %u:%g:%a /usr/bin/passwd >"$WORK/out.$i" 2>&1 3>&- &
+			next_map
+			podman run --rm "${MAP[@]}" "$DEBIAN" stat -c %u:%g:%a /usr/bin/passwd >"$WORK/out.$i" 2>&1 3>&- &
 			pids+=($!)
 		done
 		for i in 1 2 3 4; do
