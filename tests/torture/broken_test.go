@@ -21,9 +21,7 @@ import (
 // so, and nothing that is believed and is not on the disk.
 func TestBroken(t *testing.T) {
 	a := begin(t, "failing disks")
-	dir := t.TempDir()
-	require.NoError(t, archives(dir, 150))
-	t.Setenv(archivesEnv, dir)
+	useArchives(t)
 	type setup struct {
 		fstype string
 		e      engine

@@ -32,9 +32,7 @@ func scenario() []string {
 // TestDeath kills processes at each of their steps, and at random times.
 func TestDeath(t *testing.T) {
 	a := begin(t, "death")
-	dir := t.TempDir()
-	require.NoError(t, archives(dir, 150))
-	t.Setenv(archivesEnv, dir)
+	useArchives(t)
 	list := engines()
 	a.rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
 	for i, e := range list {

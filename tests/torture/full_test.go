@@ -57,9 +57,7 @@ btrfs qgroup limit $(($(btrfs qgroup show --raw "$FS" | awk '$1 == "0/5" { print
 // room again all is as before.
 func TestFull(t *testing.T) {
 	a := begin(t, "full disks")
-	dir := t.TempDir()
-	require.NoError(t, archives(dir, 150))
-	t.Setenv(archivesEnv, dir)
+	useArchives(t)
 	type job struct {
 		e engine
 		f fault

@@ -144,6 +144,20 @@ func (a *area) lifeChange(t *testing.T) {
 	}
 }
 
+// stopped is a container of the image "one", both new, in which something was
+// written.
+func stopped(t *testing.T, store storage.Store) *storage.Container {
+	t.Helper()
+	_, err := makeImage(store, "one", 2, 25)
+	require.NoError(t, err)
+	c, root, _, err := started(store, "one", 1)
+	require.NoError(t, err)
+	require.NoError(t, write(root, "new-7", mappingNumber(1)[0].HostID))
+	_, err = store.Unmount(c.ID, false)
+	require.NoError(t, err)
+	return c
+}
+
 // lifeMove moves a store to another folder, where everything must be found as it
 // was, and nothing be built again.
 func (a *area) lifeMove(t *testing.T) {
@@ -152,14 +166,7 @@ func (a *area) lifeMove(t *testing.T) {
 		p := newPlace(t, w)
 		var id string
 		p.in(t, func(store storage.Store) {
-			_, err := makeImage(store, "one", 2, 25)
-			require.NoError(t, err)
-			c, root, _, err := started(store, "one", 1)
-			require.NoError(t, err)
-			require.NoError(t, write(root, "new-7", mappingNumber(1)[0].HostID))
-			_, err = store.Unmount(c.ID, false)
-			require.NoError(t, err)
-			id = c.ID
+			id = stopped(t, store).ID
 		})
 		p.unmountAll()
 		before := built.Load()
@@ -224,13 +231,7 @@ func (a *area) lifeFormats(t *testing.T) {
 		p := newPlace(t, w)
 		var id, layer string
 		p.in(t, func(store storage.Store) {
-			_, err := makeImage(store, "one", 2, 25)
-			require.NoError(t, err)
-			c, root, _, err := started(store, "one", 1)
-			require.NoError(t, err)
-			require.NoError(t, write(root, "new-7", mappingNumber(1)[0].HostID))
-			_, err = store.Unmount(c.ID, false)
-			require.NoError(t, err)
+			c := stopped(t, store)
 			id, layer = c.ID, c.LayerID
 		})
 		for _, c := range []struct{ glob, from, to string }{

@@ -31,9 +31,7 @@ const cuts = 12
 // was not flushed is lost, or some of it is and some is not.
 func TestPowerCut(t *testing.T) {
 	a := begin(t, "power cut")
-	dir := t.TempDir()
-	require.NoError(t, archives(dir, 150))
-	t.Setenv(archivesEnv, dir)
+	useArchives(t)
 	type setup struct {
 		fstype string
 		e      engine

@@ -12,11 +12,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"testing"
 
 	"github.com/containers/storage"
 	"github.com/containers/storage/pkg/archive"
 	"github.com/containers/storage/pkg/idtools"
 	"github.com/containers/storage/types"
+	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/drivers/shiftoverlay"
@@ -136,6 +138,14 @@ func archives(dir string, files int) error {
 		}
 	}
 	return nil
+}
+
+// useArchives makes archives for the worlds of a test.
+func useArchives(t *testing.T) {
+	t.Helper()
+	dir := t.TempDir()
+	require.NoError(t, archives(dir, 150))
+	t.Setenv(archivesEnv, dir)
 }
 
 // archivesEnv names the folder that archives wrote to.
