@@ -14,6 +14,7 @@ need go jq
 mkdir -p "$(dirname "$log")"
 cd "$REPO" || exit 1
 
+export GORACE="${GORACE:-} suppressions=$REPO/hack/race.supp"
 run=(go test -json -timeout 60m "$@")
 go list -deps -test ./... >/dev/null || exit 1
 [ "$(id -u)" != 0 ] || run=("$REPO/hack/sandbox.sh" "${run[@]}")

@@ -40,7 +40,6 @@ func newHost(t *testing.T) *host {
 	dir := t.TempDir()
 	h := &host{t: t, root: filepath.Join(dir, "root"), env: []string{
 		mainEnv + "=1", "TMPDIR=" + filepath.Join(dir, "tmp"),
-		"GORACE=atexit_sleep_ms=0", // the race detector lets every process linger for a second
 	}}
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "tmp"), 0o700))
 	t.Cleanup(func() {
@@ -66,10 +65,7 @@ func (h *host) try(args ...string) result {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", append([]string{"--root", h.root}, args...)...)
 	cmd.Args[0] = "plugin-test"
-	// With the race detector, these processes report races that the storage
-	// library has with itself (LockFile.lock, copying several layers at once);
-	// ours are for the tests inside of this process.
-	cmd.Env = append(append(os.Environ(), "GORACE=exitcode=0"), h.env...)
+	cmd.Env = append(os.Environ(), h.env...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/referee"
+	"github.com/shiftoverlay/shiftoverlay/internal/testutil"
 	"github.com/shiftoverlay/shiftoverlay/pkg/idshift"
 )
 
@@ -26,7 +27,7 @@ func TestMain(m *testing.M) {
 	if reexec.Init() {
 		return
 	}
-	os.Exit(m.Run())
+	os.Exit(testutil.Main(m))
 }
 
 // TestBadCommandLines checks that a wrong command line ends with one clear

@@ -188,7 +188,7 @@ func run(t *testing.T, answer string, args ...string) result {
 	var out, errs bytes.Buffer
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", args...)
 	cmd.Args[0] = "shiftoverlay"
-	cmd.Env = append(os.Environ(), mainEnv+"=1", "GORACE=atexit_sleep_ms=0")
+	cmd.Env = append(os.Environ(), mainEnv+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(answer), &out, &errs
 	if err := cmd.Run(); err != nil {
 		exit := (*exec.ExitError)(nil)

@@ -30,7 +30,7 @@ func (w *world) onTerminal(args ...string) (out, shown string) {
 	require.NoError(w.t, err)
 	require.NoError(w.t, unix.IoctlSetWinsize(int(slave.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 120}))
 	cmd := exec.CommandContext(w.t.Context(), "/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), mainEnv+"=1", "GORACE=atexit_sleep_ms=0")
+	cmd.Env = append(os.Environ(), mainEnv+"=1")
 	cmd.Stderr = slave
 	got := make(chan string)
 	go func() {

@@ -39,10 +39,6 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	})
-	// Children built with the race detector would sleep a second when they end.
-	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-	}
 	if reexec.Init() {
 		return
 	}
