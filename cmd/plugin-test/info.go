@@ -4,12 +4,11 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strconv"
+	"syscall"
 
-	"github.com/containers/storage/pkg/idmap"
-	"github.com/containers/storage/pkg/idtools"
 	"github.com/spf13/cobra"
 
+	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 	"github.com/shiftoverlay/shiftoverlay/internal/probe"
 )
 
@@ -70,10 +69,9 @@ func (a *app) info() error {
 
 // probeRows tries what works on the file system of a folder.
 func probeRows(dir string) ([]statusRow, error) {
-	report, err := probe.Run(probe.Options{Dir: dir, UserNS: func() (string, func(), error) {
-		one := []idtools.IDMap{{ContainerID: 0, HostID: 1, Size: 1}}
-		pid, cleanup, err := idmap.CreateUsernsProcess(one, one)
-		return "/proc/" + strconv.Itoa(pid) + "/ns/user", cleanup, err
+	report, err := probe.Run(probe.Options{Dir: dir, UserNS: func() (int, error) {
+		one := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 1, Size: 1}}
+		return linux.UserNS(one, one)
 	}})
 	if err != nil {
 		return nil, fmt.Errorf("try what works in %s: %w", dir, err)

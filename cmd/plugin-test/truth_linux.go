@@ -87,6 +87,7 @@ func kernelTruth(ctx context.Context, store storage.Store, image *storage.Image,
 		return nil, fmt.Errorf("mount layers: %w", err)
 	}
 	defer func() { err = errors.Join(err, unmountAll(dir)) }()
+	// The kernel's word through the storage library's code, not through ours.
 	pid, stop, err := idmap.CreateUsernsProcess(storeMaps(mapping.UIDs), storeMaps(mapping.GIDs))
 	if err != nil {
 		return nil, &kernelCannotError{fmt.Errorf("make user namespace: %w", err)}

@@ -327,6 +327,39 @@ func TestUnmapped(t *testing.T) {
 	})
 }
 
+// TestDetached: where the kernel allows it, the idmapped layers of several stores
+// are in no mount table, and nobody has to make a folder for them.
+func TestDetached(t *testing.T) {
+	testutil.RequireRoot(t)
+	for _, attached := range []bool{false, true} {
+		t.Run(fmt.Sprint("attached=", attached), func(t *testing.T) {
+			fs := testutil.LoopFS(t, "ext4", smallFS)
+			other := newStore(t, filepath.Join(fs, "other"), setup{engine: "idmap"})
+			other.image("below", "", fsop.MakeImage)
+			other.image("middle", "below", func(o fsop.Ops) error { return o.Write("middle", "m") })
+			s := newStore(t, filepath.Join(fs, "here"), setup{engine: "idmap", attached: attached, options: []string{"imagestore=" + other.root}})
+			s.image("top", "middle", func(o fsop.Ops) error { return o.Write("top", "t") })
+			plain := seen(t, s.get("top", graphdriver.MountOpts{}), nil)
+			require.NoError(t, s.Put("top"))
+			m := mapping(t, oneExtent)
+			for range 2 { // volatile again
+				require.NoError(t, s.CreateReadWrite("c", "top", nil))
+				o := mapped(m)
+				o.Volatile = true
+				equal(t, plain, seen(t, s.get("c", o), &m), "image != container")
+				require.NoError(t, s.Put("c"))
+				_, err := os.Stat(filepath.Join(s.dir("c"), "mapped"))
+				if attached || !testutil.KernelSince(t, 6, 15) {
+					require.NoError(t, err, "where overlay attaches them")
+				} else {
+					require.ErrorIs(t, err, os.ErrNotExist)
+				}
+				require.NoError(t, s.Remove("c"))
+			}
+		})
+	}
+}
+
 // TestApplyToShifted: what is put into a layer with a record is translated.
 func TestApplyToShifted(t *testing.T) {
 	eachEngine(t, func(t *testing.T, s *store, _ setup) {

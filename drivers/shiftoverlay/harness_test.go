@@ -2,6 +2,7 @@ package shiftoverlay
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -127,6 +128,9 @@ type setup struct {
 	engine  string
 	options []string // storage options
 	conf    string   // more lines for shiftoverlay.conf
+	// attached makes idmap work as on kernels before 6.15, whose overlay takes
+	// no idmapped mounts that are in no mount table.
+	attached bool
 }
 
 // builds tells whether the engine keeps something in the cache.
@@ -156,6 +160,7 @@ const oldErofs = `erofs_without = "data-only, file, idmap"`
 func engines() []setup {
 	return []setup{
 		{name: "idmap", engine: "idmap"},
+		{name: "idmap-attached", engine: "idmap", attached: true},
 		{name: "erofs", engine: "erofs"},
 		{name: "erofs-old", engine: "erofs", conf: oldErofs},
 		{name: "metacopy", engine: "metacopy"},
@@ -209,7 +214,24 @@ func (s *store) start(c setup) (graphdriver.Driver, error) {
 	text := fmt.Sprintf("[shiftoverlay]\nengine = %q\n%s\n", c.engine, c.conf)
 	require.NoError(s.t, os.WriteFile(s.conf, []byte(text), 0o600))
 	s.t.Setenv(config.EnvConf, s.conf)
-	return graphdriver.GetDriver(driverName, graphdriver.Options{Root: s.root, RunRoot: s.run, DriverOptions: c.options})
+	o := graphdriver.Options{Root: s.root, RunRoot: s.run, DriverOptions: c.options}
+	d, err := graphdriver.GetDriver(driverName, o)
+	if err != nil || !c.attached {
+		return d, err
+	}
+	// What was found out once is believed.
+	require.NoError(s.t, d.Cleanup())
+	file := filepath.Join(s.run, driverName, "shiftoverlay-probe.json")
+	var report map[string]any
+	b, err := os.ReadFile(file)
+	require.NoError(s.t, err)
+	require.NoError(s.t, json.Unmarshal(b, &report))
+	require.Contains(s.t, report, "idmap_detached")
+	report["idmap_detached"] = "not to be tried"
+	b, err = json.Marshal(report)
+	require.NoError(s.t, err)
+	require.NoError(s.t, os.WriteFile(file, b, 0o600))
+	return graphdriver.GetDriver(driverName, o)
 }
 
 // mountsBelow lists mount points of overlays below a folder, without the home

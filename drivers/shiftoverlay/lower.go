@@ -11,6 +11,7 @@ import (
 	graphdriver "github.com/containers/storage/drivers"
 	"github.com/containers/storage/pkg/mount"
 	"github.com/containers/storage/pkg/unshare"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
@@ -26,6 +27,11 @@ func (d *Driver) mountLower(id string, p layerPaths, l shifter.Lower, root rootO
 	switch {
 	case len(l.Data) > 0:
 		return p.merged, d.mountDataOnly(id, p, l, root, o)
+	case len(l.Parts) > 0:
+		if err = d.mountOverlay(id, p, mounts.Overlay{Parts: l.Parts}, root, o); err == nil {
+			return p.merged, nil
+		}
+		logrus.Debugf("shiftoverlay: %v; overlay does it in its own way", err)
 	case l.Tree != nil:
 		// An image's inode numbers are not the layer's file system's: this
 		// makes one number space of both (overlayfs.rst, section "xino").
@@ -164,9 +170,18 @@ func addXino(o ovl.Options) ovl.Options {
 }
 
 // mountDataOnly mounts a layer with an image, or a tree, above data-only lowers,
-// which overlay's Get does not know. Everything else is as there; Put is
-// overlay's.
+// which overlay's Get does not know.
 func (d *Driver) mountDataOnly(id string, p layerPaths, l shifter.Lower, root rootOwner, o graphdriver.MountOpts) error {
+	spec := mounts.Overlay{Tree: l.Tree, Data: l.Data, DataTrees: l.DataTrees}
+	if l.Path != "" {
+		spec.Above = []string{l.Path}
+	}
+	return d.mountOverlay(id, p, spec, root, o)
+}
+
+// mountOverlay mounts a layer with the lowers of spec. Everything else is as in
+// overlay's Get; Put is overlay's.
+func (d *Driver) mountOverlay(id string, p layerPaths, spec mounts.Overlay, root rootOwner, o graphdriver.MountOpts) error {
 	if err := p.link(""); err != nil {
 		return err
 	}
@@ -178,7 +193,7 @@ func (d *Driver) mountDataOnly(id string, p layerPaths, l shifter.Lower, root ro
 		return fmt.Errorf("mount layer %s: %w", id, err)
 	}
 	options := d.optionsOf(o)
-	if l.Tree != nil {
+	if spec.Tree != nil {
 		options = addXino(options)
 	}
 	if unshare.IsRootless() {
@@ -188,12 +203,12 @@ func (d *Driver) mountDataOnly(id string, p layerPaths, l shifter.Lower, root ro
 		options = append(options, "volatile")
 	}
 	flags, data := mount.ParseOptions(options.String())
-	spec := mounts.Overlay{Tree: l.Tree, Data: l.Data, DataTrees: l.DataTrees, Label: o.MountLabel, Flags: uintptr(flags)}
+	spec.Label, spec.Flags = o.MountLabel, uintptr(flags)
 	if data != "" {
 		spec.Options = strings.Split(data, ",")
 	}
 	if flags&unix.MS_RDONLY != 0 {
-		spec.Above = []string{p.upper}
+		spec.Above = slices.Insert(spec.Above, 0, p.upper)
 	} else {
 		spec.Upper, spec.Work = p.upper, p.work
 		// overlay refuses an upper that was mounted with "volatile" before; the
@@ -201,9 +216,6 @@ func (d *Driver) mountDataOnly(id string, p layerPaths, l shifter.Lower, root ro
 		if err := os.RemoveAll(filepath.Join(p.work, "work", "incompat", "volatile")); err != nil {
 			return fmt.Errorf("mount layer %s: %w", id, err)
 		}
-	}
-	if l.Path != "" {
-		spec.Above = append(spec.Above, l.Path)
 	}
 	if err := d.show(spec, id, p.merged); err != nil {
 		return fmt.Errorf("mount layer %s: %w", id, err)

@@ -193,7 +193,9 @@ func (m *programMount) classic(base string, lowers []string, more ovl.Options) e
 func (m *programMount) mountLower(l shifter.Lower, mapping idshift.Mapping) error {
 	switch {
 	case len(l.Data) > 0:
-		return m.dataOnly(l)
+		return m.overlay(mounts.Overlay{Tree: l.Tree, Data: l.Data, DataTrees: l.DataTrees}, l.Path)
+	case len(l.Parts) > 0:
+		return m.overlay(mounts.Overlay{Parts: l.Parts}, "")
 	case l.Tree != nil:
 		return m.p.attached(m.id, l.Tree, func(at string) error { return m.plain(m.above(at), addXino(nil)) })
 	case l.Path != "":
@@ -210,13 +212,11 @@ func (m *programMount) above(dir string) []string {
 	return slices.Insert(m.names(), own, dir)
 }
 
-// dataOnly mounts an image, or a tree, above data-only lowers.
-func (m *programMount) dataOnly(l shifter.Lower) error {
-	o := mounts.Overlay{
-		Tree: l.Tree, Data: l.Data, DataTrees: l.DataTrees, Upper: m.call.Upper, Work: m.call.Work, Label: m.call.Label, Flags: m.call.flags(),
-		Options: m.options(),
-	}
-	if l.Tree != nil {
+// overlay mounts the layer with the lowers of o, and above those a folder unless
+// that is "".
+func (m *programMount) overlay(o mounts.Overlay, above string) error {
+	o.Upper, o.Work, o.Label, o.Flags, o.Options = m.call.Upper, m.call.Work, m.call.Label, m.call.flags(), m.options()
+	if o.Tree != nil {
 		o.Options = addXino(o.Options)
 	}
 	for _, own := range m.lowers {
@@ -224,8 +224,8 @@ func (m *programMount) dataOnly(l shifter.Lower) error {
 			o.Above = append(o.Above, own.real)
 		}
 	}
-	if l.Path != "" {
-		o.Above = append(o.Above, l.Path)
+	if above != "" {
+		o.Above = append(o.Above, above)
 	}
 	return m.p.show(o, m.id, m.call.Target)
 }

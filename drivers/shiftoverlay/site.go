@@ -9,15 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
+	"syscall"
 	"time"
 
-	"github.com/containers/storage/pkg/idmap"
-	"github.com/containers/storage/pkg/idtools"
 	"github.com/containers/storage/pkg/lockfile"
 	"github.com/containers/storage/pkg/unshare"
 	"github.com/sirupsen/logrus"
-	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/cache"
 	"github.com/shiftoverlay/shiftoverlay/internal/config"
@@ -80,31 +77,23 @@ func (s *site) probe() (probe.Report, error) {
 		Dir:      filepath.Dir(s.home),
 		Rootless: unshare.IsRootless(),
 		Remember: filepath.Join(s.runHome, "shiftoverlay-probe.json"),
-		UserNS: func() (string, func(), error) {
-			one := []idtools.IDMap{{ContainerID: 0, HostID: 1, Size: 1}}
-			return holdUserNS(one, one)
+		UserNS: func() (int, error) {
+			one := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 1, Size: 1}}
+			return linux.UserNS(one, one)
 		},
 	})
 }
 
-// holdUserNS makes a user namespace, which lasts until cleanup or as long as
-// its file is open, and returns the file's path.
-func holdUserNS(uids, gids []idtools.IDMap) (path string, cleanup func(), err error) {
-	pid, cleanup, err := idmap.CreateUsernsProcess(uids, gids)
-	if err != nil {
-		return "", nil, err
-	}
-	return "/proc/" + strconv.Itoa(pid) + "/ns/user", cleanup, nil
-}
-
 // userNS makes a user namespace with a mapping and returns a descriptor of it.
 func userNS(m idshift.Mapping) (int, error) {
-	path, cleanup, err := holdUserNS(idMaps(m.UIDs), idMaps(m.GIDs))
-	if err != nil {
-		return -1, err
+	side := func(e idshift.Extents) []syscall.SysProcIDMap {
+		out := make([]syscall.SysProcIDMap, len(e))
+		for i, x := range e {
+			out[i] = syscall.SysProcIDMap{ContainerID: int(x.ContainerID), HostID: int(x.HostID), Size: int(x.Size)}
+		}
+		return out
 	}
-	defer cleanup()
-	return linux.Openat(unix.AT_FDCWD, path, unix.O_RDONLY, 0)
+	return linux.UserNS(side(m.UIDs), side(m.GIDs))
 }
 
 // startShifter makes the cache and the shifter. idmapped tells whether overlay
@@ -167,7 +156,7 @@ func (s *site) env(report probe.Report, opts driverOptions, conf config.Config, 
 	case !idmapped():
 		e.Idmap = fmt.Sprintf("overlay on kernel %s does not take idmapped lowers", report.Kernel)
 	}
-	e.IdmapACL = string(report.IdmapACL)
+	e.IdmapACL, e.IdmapDetached = string(report.IdmapACL), string(report.IdmapDetached)
 	if c := opts.metacopyConflict(); c != "" {
 		e.Metacopy = c
 	} else if !report.Metacopy.OK() {

@@ -23,10 +23,11 @@ const Auto = "auto"
 // Env is what an engine may ask about the place it is to work in. Each field
 // is empty if the thing works, otherwise it says why not.
 type Env struct {
-	Idmap    string // overlay on idmapped lowers, done by the kernel
-	IdmapACL string // IDs in POSIX ACLs of such lowers
-	Metacopy string // hand-made metadata-only files in a lower
-	Erofs    string // EROFS images as lowers, in any way
+	Idmap         string // overlay on idmapped lowers, done by the kernel
+	IdmapACL      string // IDs in POSIX ACLs of such lowers
+	IdmapDetached string // such lowers that are in no mount table
+	Metacopy      string // hand-made metadata-only files in a lower
+	Erofs         string // EROFS images as lowers, in any way
 	// ErofsFile, ErofsData and ErofsIdmap are better ways to use such images:
 	// without a loop device, with the layers as data-only lowers, and with one
 	// image for all mappings.
@@ -150,6 +151,17 @@ type Imager interface {
 	// DataOnly tells whether the chain is to be mounted as data-only lowers
 	// below the image in dir.
 	DataOnly(dir string) (bool, error)
+}
+
+// Mapper is an Engine that makes nothing and shows the chain's folders themselves.
+type Mapper interface {
+	Engine
+	// Parts returns the chain's folders as lowers with the IDs of the user
+	// namespace userns. The caller closes the parts' trees, which may be the same
+	// for several. An error means that overlay's own way has to be taken.
+	Parts(chain []string, userns int) ([]mount.Part, error)
+	// MakesParts tells whether Parts can be used here.
+	MakesParts() bool
 }
 
 // Lossy is an Engine that works in some places without keeping everything.

@@ -228,6 +228,31 @@ func TestOverlay(t *testing.T) {
 	}
 }
 
+// TestOverlayParts shows folders of a tree that is in no mount table, and checks
+// that nothing leads out of it.
+func TestOverlayParts(t *testing.T) {
+	testutil.RequireRoot(t)
+	testutil.RequireKernel(t, 6, 15)
+	home := t.TempDir()
+	for _, dir := range []string{"a/diff/both", "b/diff/both", "b/diff/b"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(home, dir), 0o700))
+	}
+	require.NoError(t, os.Symlink("/", filepath.Join(home, "out")))
+	tree, err := CloneOne(home)
+	require.NoError(t, err)
+	defer tree.Close()
+	merged, err := Overlay{Parts: []Part{{Tree: tree, Path: "a/diff"}, {Tree: tree, Path: "b/diff"}}}.Mount()
+	require.NoError(t, err)
+	names, err := os.ReadDir(merged.Path() + "/.")
+	require.NoError(t, err)
+	assert.Len(t, names, 2)
+	require.NoError(t, merged.Close())
+	for path, want := range map[string]error{"out": unix.ELOOP, "out/etc": unix.ELOOP, "../x": unix.EXDEV, "gone": unix.ENOENT} {
+		_, err := Overlay{Parts: []Part{{Tree: tree, Path: "a/diff"}, {Tree: tree, Path: path}}}.Mount()
+		assert.ErrorIs(t, err, want, path)
+	}
+}
+
 // TestOverlayErrors checks that an error says what the kernel says, and that
 // nothing stays attached.
 func TestOverlayErrors(t *testing.T) {

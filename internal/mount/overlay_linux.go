@@ -13,10 +13,12 @@ import (
 )
 
 // Overlay is an overlay to be mounted (overlayfs.rst), with the lowers Above,
-// Tree and Below, from the uppermost down, and Data behind them.
+// Tree, Parts and Below, from the uppermost down, and Data behind them.
 type Overlay struct {
 	// Tree is a lower that is in no mount table; nil for none.
 	Tree *Tree
+	// Parts are more such lowers, uppermost first, for kernels that take them.
+	Parts []Part
 	// Above and Below are folders, uppermost first.
 	Above, Below []string
 	// Data are folders, uppermost first, in which only the data of files above
@@ -36,6 +38,17 @@ type Overlay struct {
 	// call, for kernels that take no lower that is in no mount table (before
 	// Linux 6.15 or so).
 	Attach string
+}
+
+// Part is a folder in a tree, by its path below the tree's root.
+type Part struct {
+	Tree *Tree
+	Path string
+}
+
+// open opens the folder. The path leads through neither links nor mounts.
+func (p Part) open() (int, error) {
+	return linux.OpenBeneath(p.Tree.fd, p.Path, unix.O_RDONLY|unix.O_DIRECTORY)
 }
 
 // Mount mounts the overlay. When it returns, o.Tree can be closed, and is not
@@ -86,7 +99,12 @@ func (o Overlay) try(attrs int, options []string) (*Tree, error) {
 		return nil, err
 	}
 	if o.Tree != nil {
-		if err := c.tree("lowerdir+", o.Tree); err != nil {
+		if err := c.part("lowerdir+", Part{o.Tree, "."}); err != nil {
+			return nil, err
+		}
+	}
+	for _, p := range o.Parts {
+		if err := c.part("lowerdir+", p); err != nil {
 			return nil, err
 		}
 	}
@@ -94,7 +112,7 @@ func (o Overlay) try(attrs int, options []string) (*Tree, error) {
 		return nil, err
 	}
 	for _, t := range o.DataTrees {
-		if err := c.tree("datadir+", t); err != nil {
+		if err := c.part("datadir+", Part{t, "."}); err != nil {
 			return nil, err
 		}
 	}
@@ -111,14 +129,14 @@ func (o Overlay) try(attrs int, options []string) (*Tree, error) {
 	return c.create(attrs)
 }
 
-// tree passes a tree as an option.
-func (c *config) tree(key string, t *Tree) error {
-	root, err := linux.OpenDir(t.fd, ".")
+// part passes a folder of a tree as an option.
+func (c *config) part(key string, p Part) error {
+	fd, err := p.open()
 	if err != nil {
 		return fmt.Errorf("mount overlay: open lower: %w", err)
 	}
-	defer linux.Close(root)
-	return c.file(key, root)
+	defer linux.Close(fd)
+	return c.file(key, fd)
 }
 
 // folders passes folders of any path as options.

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
+	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 )
 
 // Result is the answer to one question: empty if the thing works, otherwise
@@ -38,7 +39,7 @@ func result(err error) Result {
 
 // reportVersion changes with what is tried: a report that a former version of
 // this package left in this boot is not believed.
-const reportVersion = 4
+const reportVersion = 5
 
 // Report is what was found out about one file system on the running kernel.
 type Report struct {
@@ -61,6 +62,9 @@ type Report struct {
 	// IdmapACL: overlay maps the IDs in POSIX ACLs, too, of lowers that are
 	// idmapped mounts.
 	IdmapACL Result `json:"idmap_acl"`
+	// IdmapDetached: overlay takes such lowers although they are in no mount
+	// table, by descriptor.
+	IdmapDetached Result `json:"idmap_detached"`
 	// Erofs: overlay takes an EROFS image as a lower, in whatever way.
 	Erofs Result `json:"erofs"`
 	// ErofsFile: the image is mounted from its file, without a loop device.
@@ -89,9 +93,9 @@ type Options struct {
 	// Remember is the file that keeps the report for this boot; empty for
 	// none. Its folder must exist.
 	Remember string
-	// UserNS makes a user namespace and returns the path of its file, such as
-	// /proc/123/ns/user. It is called at most once.
-	UserNS func() (path string, cleanup func(), err error)
+	// UserNS makes a user namespace and returns a descriptor of it, which the
+	// probe closes. It is called at most once.
+	UserNS func() (int, error)
 	// Rootless says that the process is the root of a user namespace.
 	Rootless bool
 }
@@ -135,16 +139,17 @@ func Run(o Options) (Report, error) {
 	}
 	r.UserMetacopy = result(userMetacopy(dir))
 	r.Reflink = result(reflink(dir))
-	ns, cleanup, err := openUserNS(o.UserNS)
+	ns, err := o.openUserNS()
 	if err == nil {
-		defer cleanup()
+		defer linux.Close(ns)
 		r.IdmapMount = result(idmapMount(dir, ns))
 	} else {
 		r.IdmapMount = result(err)
 	}
-	r.IdmapACL = r.IdmapMount
-	if r.IdmapACL.OK() {
+	r.IdmapACL, r.IdmapDetached = r.IdmapMount, r.IdmapMount
+	if r.IdmapMount.OK() {
 		r.IdmapACL = result(idmapACL(dir, ns))
+		r.IdmapDetached = result(idmapDetached(dir, ns))
 	}
 	r.probeErofs(dir, ns)
 	failpoint.Hit("probed")
@@ -162,7 +167,7 @@ func recall(want Report, text []byte) (got Report, ok bool) {
 // time, out of the reasons.
 func (r *Report) dropName(dir string) {
 	for _, result := range []*Result{
-		&r.TrustedXattr, &r.Metacopy, &r.UserMetacopy, &r.IdmapMount, &r.IdmapACL, &r.Reflink, &r.Erofs, &r.ErofsFile, &r.ErofsData, &r.ErofsIdmap,
+		&r.TrustedXattr, &r.Metacopy, &r.UserMetacopy, &r.IdmapMount, &r.IdmapACL, &r.IdmapDetached, &r.Reflink, &r.Erofs, &r.ErofsFile, &r.ErofsData, &r.ErofsIdmap,
 	} {
 		*result = Result(strings.ReplaceAll(string(*result), dir+"/", ""))
 	}

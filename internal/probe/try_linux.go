@@ -152,22 +152,16 @@ func reflink(dir string) error {
 	return linux.CloneFile(int(dst.Fd()), int(src.Fd()), "file data")
 }
 
-// openUserNS opens a user namespace, -1 with an error. cleanup closes the
-// descriptor.
-func openUserNS(userNS func() (string, func(), error)) (fd int, cleanup func(), err error) {
-	if userNS == nil {
-		return -1, nil, errors.New("not tried")
+// openUserNS makes a user namespace, -1 with an error.
+func (o Options) openUserNS() (int, error) {
+	if o.UserNS == nil {
+		return -1, errors.New("not tried")
 	}
-	ns, end, err := userNS()
+	ns, err := o.UserNS()
 	if err != nil {
-		return -1, nil, fmt.Errorf("make a user namespace: %w", err)
+		return -1, fmt.Errorf("make a user namespace: %w", err)
 	}
-	defer end()
-	fd, err = linux.Openat(unix.AT_FDCWD, ns, unix.O_RDONLY, 0)
-	if err != nil {
-		return -1, nil, err
-	}
-	return fd, func() { _ = linux.Close(fd) }, nil
+	return ns, nil
 }
 
 // idmapMount tries to make an idmapped, detached mount of dir.
@@ -178,4 +172,44 @@ func idmapMount(dir string, userns int) error {
 	}
 	defer tree.Close()
 	return tree.Idmap(userns)
+}
+
+// idmapDetached puts two folders of an idmapped mount that no mount table shows
+// below a writable overlay.
+func idmapDetached(dir string, userns int) error {
+	dir = filepath.Join(dir, "detached")
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for _, d := range []string{"", "layers", "layers/1", "layers/2", "upper", "work"} {
+		if err := os.Mkdir(at(d), 0o700); err != nil {
+			return err
+		}
+	}
+	f := at("layers/2/f")
+	if err := os.WriteFile(f, []byte(probeData), 0o600); err != nil {
+		return err
+	}
+	var below, above unix.Stat_t
+	if err := unix.Lstat(f, &below); err != nil {
+		return &os.PathError{Op: "lstat", Path: "f", Err: err}
+	}
+	tree, err := mount.CloneOne(at("layers"))
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	if err := tree.Idmap(userns); err != nil {
+		return err
+	}
+	mnt, err := mount.Overlay{Parts: []mount.Part{{Tree: tree, Path: "1"}, {Tree: tree, Path: "2"}}, Upper: at("upper"), Work: at("work")}.Mount()
+	if err != nil {
+		return fmt.Errorf("overlay above an idmapped mount that no mount table shows (since Linux 6.15 or so): %w", err)
+	}
+	defer mnt.Close()
+	if err := unix.Lstat(filepath.Join(mnt.Path(), "f"), &above); err != nil {
+		return &os.PathError{Op: "lstat", Path: "f", Err: err}
+	}
+	if above.Uid == below.Uid {
+		return fmt.Errorf("overlay shows the IDs of an idmapped mount that no mount table shows unmapped: %w", unix.EOPNOTSUPP)
+	}
+	return nil
 }

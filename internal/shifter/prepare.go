@@ -43,6 +43,8 @@ type Lower struct {
 	Tree *mount.Tree
 	// Built tells whether something was added to the cache for it.
 	Built bool
+	// Parts are the chain's folders, to be lowers in their place.
+	Parts []mount.Part
 	// Data are the data-only lowers to be put behind Path or Tree instead of the
 	// chain, uppermost first. If there are none, the chain is below as ordinary
 	// lowers.
@@ -54,7 +56,11 @@ type Lower struct {
 // Close ends what is needed until the lower has been mounted. It may be called
 // twice.
 func (l Lower) Close() error {
-	return mount.CloseAll(append(slices.Clone(l.DataTrees), l.Tree)...)
+	trees := append(slices.Clone(l.DataTrees), l.Tree)
+	for _, p := range l.Parts {
+		trees = append(trees, p.Tree) // closing one twice does nothing
+	}
+	return mount.CloseAll(trees...)
 }
 
 // DurableAfter is how long after a build an entry is made durable: by then the
@@ -112,6 +118,12 @@ func (s *Shifter) prepare(ctx context.Context, p Plan, user string, count *atomi
 	}
 	l := Lower{Engine: p.Engine.Name(), Ref: p.Ref}
 	if p.Ref == (cache.Ref{}) {
+		if m, ok := p.Engine.(engine.Mapper); ok && m.MakesParts() && len(p.Job.Chain) > 0 {
+			var err error
+			if l.Parts, err = s.parts(m, p); err != nil {
+				s.o.Debugf("engine %v, mapping %s: left to overlay: %v", p.Engine, p.Mapping, err)
+			}
+		}
 		return l, nil
 	}
 	start := time.Now()
@@ -282,6 +294,16 @@ func (s *Shifter) imageOnce(ctx context.Context, i engine.Imager, p Plan, user s
 		return false, errors.Join(damaged(e, err), s.Release(p.Ref, user))
 	}
 	return e.BuiltNow(), nil
+}
+
+// parts gets the chain's folders as a Mapper shows them.
+func (s *Shifter) parts(m engine.Mapper, p Plan) ([]mount.Part, error) {
+	ns, err := s.o.UserNS(p.Mapping)
+	if err != nil {
+		return nil, fmt.Errorf("make a user namespace: %w", err)
+	}
+	defer linux.Close(ns)
+	return m.Parts(p.Job.Chain, ns)
 }
 
 // template gets the image that serves all mappings.

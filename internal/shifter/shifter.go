@@ -21,7 +21,7 @@ import (
 
 // engines is every engine, cheapest first, as it works best in env.
 func engines(env engine.Env) []engine.Engine {
-	return []engine.Engine{idmap.Engine{}, erofs.New(env), metacopy.Engine{}, copyup.Engine{}}
+	return []engine.Engine{idmap.New(env), erofs.New(env), metacopy.Engine{}, copyup.Engine{}}
 }
 
 // Settings say how to shift.
@@ -43,7 +43,8 @@ type Options struct {
 	// Env says what works here.
 	Env engine.Env
 	// UserNS makes a user namespace with a mapping and returns a descriptor of
-	// it, which the caller closes. It is needed if Env.ErofsIdmap is empty.
+	// it, which the caller closes. It is needed if Env.ErofsIdmap or
+	// Env.IdmapDetached is empty.
 	UserNS func(m idshift.Mapping) (int, error)
 	// Passing, if set, makes of a user one that needs something only as long as
 	// this process lives: whoever says which users are alive must know.
@@ -170,6 +171,10 @@ func (s *Shifter) plan(e engine.Engine, r Request) (Plan, error) {
 	p := Plan{Engine: e, Mapping: r.Mapping}
 	b, builds := e.(engine.Builder)
 	i, images := e.(engine.Imager)
+	for _, l := range r.Chain {
+		p.Layers = append(p.Layers, l.ID)
+		p.Job.Chain = append(p.Job.Chain, l.Dirs...)
+	}
 	if !builds && !images || len(r.Chain) == 0 {
 		return p, nil
 	}
@@ -177,11 +182,7 @@ func (s *Shifter) plan(e engine.Engine, r Request) (Plan, error) {
 	if err != nil {
 		return p, err
 	}
-	p.Job = engine.Job{Shift: shift, Workers: s.o.Workers, Rootless: s.o.Env.Rootless}
-	for _, l := range r.Chain {
-		p.Layers = append(p.Layers, l.ID)
-		p.Job.Chain = append(p.Job.Chain, l.Dirs...)
-	}
+	p.Job.Shift, p.Job.Workers, p.Job.Rootless = shift, s.o.Workers, s.o.Env.Rootless
 	ref := func(format int, variant, mapping string) cache.Ref {
 		return cache.Ref{Layer: p.Layers[0], Key: key(p.Layers, e.Name()+variant, format, mapping, s.o.Unmapped)}
 	}

@@ -261,13 +261,43 @@ func TestPrepare(t *testing.T) {
 
 // TestPrepareNothing checks that the engine that builds nothing needs no cache.
 func TestPrepareNothing(t *testing.T) {
-	sh := newShifter(t, shifter.Options{Settings: shifter.Settings{Engine: "idmap"}})
-	p, err := sh.Plan(shifter.Request{Chain: []shifter.Layer{{ID: "a", Dirs: []string{"/gone"}}}, Mapping: mapping(t, "0:100000:1", "0:100000:1")})
-	require.NoError(t, err)
-	lower, err := sh.Prepare(t.Context(), p, "user")
-	require.NoError(t, err)
-	assert.Equal(t, shifter.Lower{Engine: "idmap"}, lower)
+	testutil.RequireRoot(t)
+	testutil.RequireKernel(t, 5, 19)
+	home := t.TempDir()
+	chain := []string{filepath.Join(home, "a/diff1"), filepath.Join(home, "a/diff"), filepath.Join(home, "b/diff")}
+	for _, dir := range chain {
+		require.NoError(t, os.MkdirAll(dir, 0o700))
+	}
+	prepare := func(env engine.Env, debugf func(string, ...any)) shifter.Lower {
+		sh := newShifter(t, shifter.Options{Settings: shifter.Settings{Engine: "idmap"}, Env: env, UserNS: userNS(t), Debugf: debugf})
+		p, err := sh.Plan(shifter.Request{
+			Chain:   []shifter.Layer{{ID: "a", Dirs: chain[:2]}, {ID: "b", Dirs: chain[2:]}},
+			Mapping: mapping(t, "0:100000:1", "0:100000:1"),
+		})
+		require.NoError(t, err)
+		lower, err := sh.Prepare(t.Context(), p, "user")
+		require.NoError(t, err)
+		return lower
+	}
+	assert.Equal(t, shifter.Lower{Engine: "idmap"}, prepare(engine.Env{IdmapDetached: "no"}, nil))
+
+	lower := prepare(engine.Env{}, nil)
+	require.Len(t, lower.Parts, 3)
+	assert.Equal(t, "a/diff1", lower.Parts[0].Path)
+	assert.Equal(t, "b/diff", lower.Parts[2].Path)
+	assert.Same(t, lower.Parts[0].Tree, lower.Parts[2].Tree, "one mount for the store")
+	var st unix.Stat_t
+	require.NoError(t, unix.Lstat(filepath.Join(lower.Parts[0].Tree.Path(), "b/diff"), &st))
+	assert.Equal(t, [2]uint32{100000, 100000}, [2]uint32{st.Uid, st.Gid})
 	require.NoError(t, lower.Close())
+	require.NoError(t, lower.Close(), "twice")
+
+	files := testutil.OpenFiles(t)
+	require.NoError(t, os.Mkdir(filepath.Join(home, "b/composefs-data"), 0o700))
+	var l log
+	assert.Equal(t, shifter.Lower{Engine: "idmap"}, prepare(engine.Env{}, l.debugf), "overlay knows how")
+	assert.Equal(t, 1, l.count("composefs"))
+	assert.LessOrEqual(t, testutil.OpenFiles(t), files+1, "the namespace's, closed at the end")
 }
 
 // TestPrepareErrors checks that an error names layer, mapping and engine, and
