@@ -27,10 +27,14 @@ func oneExtent(host int) []syscall.SysProcIDMap {
 	return []syscall.SysProcIDMap{{ContainerID: 0, HostID: host, Size: 65536}}
 }
 
-// TestUserNS makes user namespaces on several threads at once, and enters one to
-// look at its mappings.
+// TestUserNS makes user namespaces on several threads at once, and looks at their
+// mappings through idmapped mounts.
 func TestUserNS(t *testing.T) {
 	testutil.RequireRoot(t)
+	testutil.RequireKernel(t, 5, 19)
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "f"), nil, 0o600))
+	require.NoError(t, os.Lchown(filepath.Join(dir, "f"), 1000, 999))
 	var group sync.WaitGroup
 	for i := range 4 {
 		group.Go(func() {
@@ -41,17 +45,27 @@ func TestUserNS(t *testing.T) {
 				if !assert.NoError(t, err) {
 					return
 				}
-				entered := exec.CommandContext(t.Context(), "nsenter", "--user=/proc/self/fd/3", "--preserve-credentials", "cat", "/proc/self/uid_map", "/proc/self/gid_map")
-				entered.ExtraFiles = []*os.File{os.NewFile(uintptr(ns), "userns")}
-				out, err := entered.CombinedOutput()
-				assert.NoError(t, entered.ExtraFiles[0].Close())
-				assert.NoError(t, err, "%s", out)
-				assert.Equal(t, fmt.Sprint("0 ", host, " 1000 1000 0 1 0 ", host, " 65536"), strings.Join(strings.Fields(string(out)), " "))
+				assert.Equal(t, [2]int{0, host + 999}, ownerThrough(t, dir, "f", ns))
+				assert.Equal(t, [2]int{host, host}, ownerThrough(t, dir, ".", ns))
+				assert.NoError(t, linux.Close(ns))
 			}
 		})
 	}
 	group.Wait()
 	assert.Empty(t, childrenOf(t, os.Getpid()))
+}
+
+// ownerThrough returns who owns something in a folder that is mounted idmapped.
+func ownerThrough(t *testing.T, dir, name string, ns int) [2]int {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if !assert.NoError(t, err) {
+		return [2]int{}
+	}
+	defer linux.Close(tree)
+	var st unix.Stat_t
+	assert.NoError(t, unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns)})) //nolint:gosec // a descriptor
+	assert.NoError(t, unix.Fstatat(tree, name, &st, unix.AT_SYMLINK_NOFOLLOW))
+	return [2]int{int(st.Uid), int(st.Gid)}
 }
 
 // TestUserNSErrors checks that a mapping that the kernel refuses is an error that
