@@ -67,8 +67,12 @@ func TestTrimProcess(t *testing.T) {
 	s := newStore(t, testutil.LoopFS(t, "ext4", 1<<30), c)
 	s.image("image", "", fsop.MakeImage)
 	s.container("before", "image", numbered(t, 0))
+	// The first mount has the cache trimmed in the background, by this process.
+	require.Eventually(t, func() bool { return !driverOf(t, s).trimDue() }, 20*time.Second, 20*time.Millisecond)
 	require.NoError(t, s.Put("before"))
 	require.NoError(t, s.Remove("before"))
+	require.Len(t, s.entries(), 1)
+	s.open(c)
 	d := driverOf(t, s)
 	for range 2 * trimBuilds {
 		d.countBuild()
