@@ -111,7 +111,8 @@ func (c *Cache) Distrust(ctx context.Context, e *Entry) error {
 	}
 	defer unlock(fd)
 	now, err := c.inspect(fd, e.ref)
-	if err == nil && now.inode == e.inode {
+	// The inode alone may be used again.
+	if err == nil && now.inode == e.inode && now.meta.Built.Equal(e.meta.Built) {
 		c.logf("cache: %s is not what was built", e.ref)
 		err = unix.Unlinkat(fd, metaName, 0)
 	} else if _, ok := errors.AsType[*MissError](err); ok {
