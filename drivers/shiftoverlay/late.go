@@ -289,7 +289,11 @@ func giveUpLate(mark, merged string) error {
 		go func() { done <- mounts.Detach(merged) }()
 		select {
 		case err := <-done:
-			return err
+			// The trigger may be made to fail just now, and with it who was about to
+			// take it away; not the next one.
+			if !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
 		case <-time.After(latePatience):
 			return fmt.Errorf("process %s that was to mount it is dead, and others wait at %s: end them (fuser -m %[2]s)", name, merged)
 		}
