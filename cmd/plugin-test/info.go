@@ -4,11 +4,9 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
-	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 	"github.com/shiftoverlay/shiftoverlay/internal/probe"
 )
 
@@ -69,10 +67,7 @@ func (a *app) info() error {
 
 // probeRows tries what works on the file system of a folder.
 func probeRows(dir string) ([]statusRow, error) {
-	report, err := probe.Run(probe.Options{Dir: dir, UserNS: func() (int, error) {
-		one := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 1, Size: 1}}
-		return linux.UserNS(one, one)
-	}})
+	report, err := probe.Run(probe.Options{Dir: dir, UserNS: probe.UserNS})
 	if err != nil {
 		return nil, fmt.Errorf("try what works in %s: %w", dir, err)
 	}

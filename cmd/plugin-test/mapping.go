@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"strings"
-	"syscall"
 
 	"github.com/containers/storage"
 	"github.com/containers/storage/pkg/idtools"
@@ -91,13 +90,4 @@ func fromStoreMaps(maps []idtools.IDMap) (idshift.Extents, error) {
 		extents = append(extents, idshift.Extent{ContainerID: uint32(m.ContainerID), HostID: uint32(m.HostID), Size: uint32(m.Size)})
 	}
 	return extents.Normalize()
-}
-
-// sysMaps are a mapping's extents in the type of package syscall.
-func sysMaps(extents idshift.Extents) []syscall.SysProcIDMap {
-	maps := make([]syscall.SysProcIDMap, 0, len(extents))
-	for _, e := range extents {
-		maps = append(maps, syscall.SysProcIDMap{ContainerID: int(e.ContainerID), HostID: int(e.HostID), Size: int(e.Size)})
-	}
-	return maps
 }

@@ -95,7 +95,7 @@ func TestMappingFlags(t *testing.T) {
 			back, err := fromStoreMaps(stored.UIDMap)
 			require.NoError(t, err)
 			assert.Equal(t, m.UIDs, back)
-			assert.Len(t, sysMaps(m.GIDs), len(m.GIDs))
+			assert.Len(t, m.GIDs.SysProcIDMaps(), len(m.GIDs))
 		})
 	}
 	host := storeMapping(idshift.Mapping{})

@@ -154,8 +154,8 @@ func (a *app) runCommand(ctx context.Context, root string, mapping idshift.Mappi
 	}
 	if !mapping.IsZero() {
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = sysMaps(mapping.UIDs)
-		cmd.SysProcAttr.GidMappings = sysMaps(mapping.GIDs)
+		cmd.SysProcAttr.UidMappings = mapping.UIDs.SysProcIDMaps()
+		cmd.SysProcAttr.GidMappings = mapping.GIDs.SysProcIDMaps()
 		cmd.SysProcAttr.GidMappingsEnableSetgroups = true
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 0, Gid: 0}
 	}

@@ -75,7 +75,7 @@ func inside(t *testing.T, merged, engine string, m idshift.Mapping, seed uint64,
 	cmd := reexec.CommandContext(t.Context(), playInside, strconv.FormatUint(seed, 10), strconv.Itoa(n), engine)
 	cmd.ExtraFiles = []*os.File{dir}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWUSER, UidMappings: sysMaps(m.UIDs), GidMappings: sysMaps(m.GIDs),
+		Cloneflags: syscall.CLONE_NEWUSER, UidMappings: m.UIDs.SysProcIDMaps(), GidMappings: m.GIDs.SysProcIDMaps(),
 		GidMappingsEnableSetgroups: true, Credential: &syscall.Credential{},
 	}
 	out, err := cmd.Output()
@@ -85,14 +85,6 @@ func inside(t *testing.T, merged, engine string, m idshift.Mapping, seed uint64,
 	}
 	require.NoError(t, err)
 	return string(out)
-}
-
-func sysMaps(e idshift.Extents) []syscall.SysProcIDMap {
-	out := make([]syscall.SysProcIDMap, len(e))
-	for i, x := range e {
-		out[i] = syscall.SysProcIDMap{ContainerID: int(x.ContainerID), HostID: int(x.HostID), Size: int(x.Size)}
-	}
-	return out
 }
 
 // oneExtent and threeExtents are mappings for containers.

@@ -20,9 +20,10 @@ import (
 	"github.com/shiftoverlay/shiftoverlay/internal/shifter"
 )
 
-// mountLower mounts a layer with a shifted lower: through overlay's own Get
-// wherever that can do it, for which a link or a mount point called diff1 is
-// put into the layer's folder for the time of the call.
+// mountLower mounts a layer with a shifted lower: data-only lowers and idmapped
+// ones that are in no mount table by itself, everything else through overlay's own
+// Get, for which a link or a mount point called diff1 is put into the layer's
+// folder for the time of the call.
 func (d *Driver) mountLower(id string, p layerPaths, l shifter.Lower, root rootOwner, o graphdriver.MountOpts) (merged string, err error) {
 	switch {
 	case len(l.Data) > 0:
@@ -80,11 +81,13 @@ func (s *site) attached(name string, t *mounts.Tree, do func(at string) error) (
 
 // show mounts an overlay at a folder. name is that of the folder for o.Attach.
 func (s *site) show(o mounts.Overlay, name, target string) error {
-	var err error
-	if o.Attach, err = s.attachPoint(name); err != nil {
-		return err
+	if o.Tree != nil {
+		var err error
+		if o.Attach, err = s.attachPoint(name); err != nil {
+			return err
+		}
+		defer os.Remove(o.Attach)
 	}
-	defer os.Remove(o.Attach)
 	t, err := o.Mount()
 	if err != nil {
 		return err

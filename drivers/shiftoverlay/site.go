@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/containers/storage/pkg/lockfile"
@@ -77,23 +76,13 @@ func (s *site) probe() (probe.Report, error) {
 		Dir:      filepath.Dir(s.home),
 		Rootless: unshare.IsRootless(),
 		Remember: filepath.Join(s.runHome, "shiftoverlay-probe.json"),
-		UserNS: func() (int, error) {
-			one := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 1, Size: 1}}
-			return linux.UserNS(one, one)
-		},
+		UserNS:   probe.UserNS,
 	})
 }
 
 // userNS makes a user namespace with a mapping and returns a descriptor of it.
 func userNS(m idshift.Mapping) (int, error) {
-	side := func(e idshift.Extents) []syscall.SysProcIDMap {
-		out := make([]syscall.SysProcIDMap, len(e))
-		for i, x := range e {
-			out[i] = syscall.SysProcIDMap{ContainerID: int(x.ContainerID), HostID: int(x.HostID), Size: int(x.Size)}
-		}
-		return out
-	}
-	return linux.UserNS(side(m.UIDs), side(m.GIDs))
+	return linux.UserNS(m.UIDs.SysProcIDMaps(), m.GIDs.SysProcIDMaps())
 }
 
 // startShifter makes the cache and the shifter. idmapped tells whether overlay

@@ -98,8 +98,7 @@ func rawClone(flags, read, write uintptr) (pid int, errno syscall.Errno) {
 	_, _, _ = unix.RawSyscall(unix.SYS_CLOSE_RANGE, read+1, uintptr(^uint32(0)), 0)
 	var buf [1]byte
 	for {
-		n, _, e := unix.RawSyscall(unix.SYS_READ, read, uintptr(unsafe.Pointer(&buf)), 1)
-		if e != unix.EINTR || n == 0 {
+		if _, _, e := unix.RawSyscall(unix.SYS_READ, read, uintptr(unsafe.Pointer(&buf)), 1); e != unix.EINTR {
 			_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
 		}
 	}

@@ -6,14 +6,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 	"github.com/shiftoverlay/shiftoverlay/internal/probe"
 	"github.com/shiftoverlay/shiftoverlay/internal/testutil"
 )
@@ -22,8 +20,7 @@ import (
 func userNS(calls *int) func() (int, error) {
 	return func() (int, error) {
 		*calls++
-		ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 100000, Size: 1}}
-		return linux.UserNS(ids, ids)
+		return probe.UserNS()
 	}
 }
 

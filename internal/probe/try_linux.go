@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -150,6 +151,12 @@ func reflink(dir string) error {
 	}
 	defer dst.Close()
 	return linux.CloneFile(int(dst.Fd()), int(src.Fd()), "file data")
+}
+
+// UserNS is for Options: any mapping does that changes an ID.
+func UserNS() (int, error) {
+	one := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 1, Size: 1}}
+	return linux.UserNS(one, one)
 }
 
 // openUserNS makes a user namespace, -1 with an error.

@@ -22,17 +22,11 @@ import (
 // by Skip.
 func UserNamespace(t testing.TB, m idshift.Mapping) *os.File {
 	t.Helper()
-	side := func(e idshift.Extents) (out []syscall.SysProcIDMap) {
-		for _, x := range e {
-			out = append(out, syscall.SysProcIDMap{ContainerID: int(x.ContainerID), HostID: int(x.HostID), Size: int(x.Size)})
-		}
-		return out
-	}
 	holder := exec.CommandContext(t.Context(), "cat") // reads until its input is closed
 	holder.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER,
-		UidMappings: side(m.UIDs),
-		GidMappings: side(m.GIDs),
+		UidMappings: m.UIDs.SysProcIDMaps(),
+		GidMappings: m.GIDs.SysProcIDMaps(),
 	}
 	input, err := holder.StdinPipe()
 	if err != nil {

@@ -81,17 +81,11 @@ func idmapped(t *testing.T, dir string, m idshift.Mapping) string {
 // userNamespace makes a user namespace with a mapping.
 func userNamespace(t *testing.T, m idshift.Mapping) *os.File {
 	t.Helper()
-	side := func(e idshift.Extents) (out []syscall.SysProcIDMap) {
-		for _, x := range e {
-			out = append(out, syscall.SysProcIDMap{ContainerID: int(x.ContainerID), HostID: int(x.HostID), Size: int(x.Size)})
-		}
-		return out
-	}
 	holder := exec.CommandContext(t.Context(), "cat") // waits for the end of its input
 	holder.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER,
-		UidMappings: side(m.UIDs),
-		GidMappings: side(m.GIDs),
+		UidMappings: m.UIDs.SysProcIDMaps(),
+		GidMappings: m.GIDs.SysProcIDMaps(),
 	}
 	input, err := holder.StdinPipe()
 	require.NoError(t, err)
