@@ -22,15 +22,18 @@ metacopy() {
 	printf '[storage.options]\nmountopt = "nodev,metacopy=on"\n' >>"$CONTAINERS_STORAGE_CONF"
 }
 
-# settled: nothing is mounted any more, which podman sees to in the background.
+# settled: nothing is mounted any more, which podman sees to in the background, and
+# no cleanup that has unmounted still has the database open.
 settled() {
 	local i
-	for ((i = 0; i < 100; i++)); do
-		grep -qE " $WORK/o/.*/merged " /proc/self/mountinfo || break
+	for ((i = 0; i < 300; i++)); do
+		if ! grep -qE " $WORK/o/.*/merged " /proc/self/mountinfo &&
+			[ -z "$(find /proc/[0-9]*/fd -lname "$GRAPH/*.sql" -o -lname "$GRAPH/libpod/bolt_state.db" 2>/dev/null)" ]; then
+			return
+		fi
 		sleep 0.1
 	done
-	# A cleanup that has unmounted may still have the database open.
-	sleep 0.5
+	die "something is still mounted, or the database open, after 30 seconds"
 }
 
 # SCRIPT: what containers do at each start: tell what was there, and add to it.
@@ -173,29 +176,52 @@ $TOLD" "a container of the time between"
 	run_podman exec busy true
 }
 
-# kill_adopt [--back]: begin, and be killed some milliseconds later.
+# kill_adopt [--back]: begin, and be killed: in every other round as soon as the journal
+# is there, in the others a twelfth later each time of what the last whole one took.
 kill_adopt() {
+	local at pid
 	"$BUILD/shiftoverlay" adopt --force "$@" >/dev/null 2>&1 &
-	sleep "0.0$((RANDOM % 90 + 10))"
-	if kill -KILL $! 2>/dev/null; then killed=$((killed + 1)); fi
-	wait $! 2>/dev/null || true
+	pid=$!
+	at=$((${EPOCHREALTIME/./} + took * i / 12))
+	if [ $((i % 2)) -eq 0 ]; then
+		until [ -e "$GRAPH/shiftoverlay-adopt.json" ] || ! kill -0 $pid 2>/dev/null; do :; done
+	else
+		while [ "${EPOCHREALTIME/./}" -lt $at ]; do :; done
+	fi
+	kill -KILL $pid 2>/dev/null || true
+	rc=0
+	wait $pid || rc=$?
+	if [ $rc -eq 137 ]; then
+		killed=$((killed + 1))
+	elif [ $rc -ne 0 ]; then
+		die "adopt $*: exit status $rc"
+	fi
 	[ ! -e "$GRAPH/shiftoverlay-adopt.json" ] || unfinished=$((unfinished + 1))
 }
 
+# whole_adopt [--back]: to its end, and the time that it takes, in microseconds.
+whole_adopt() {
+	took=${EPOCHREALTIME/./}
+	cli adopt --force "$@"
+	took=$((${EPOCHREALTIME/./} - took))
+}
+
 @test "killed at any moment, adopt goes on" {
-	local i killed=0 unfinished=0
+	local i took rc killed=0 unfinished=0
 	import
 	run_podman run --name mapped "$AUTO" "$IMAGE" sh -c "$SCRIPT"
 	settled
 	metacopy
 	driver shiftoverlay
+	whole_adopt
+	whole_adopt --back
 	for ((i = 1; i <= 12; i++)); do
 		kill_adopt
 		if [ -e "$GRAPH/shiftoverlay-adopt.json" ] && [ "$(sqlite3 "$GRAPH/db.sql" 'SELECT GraphDriver FROM DBConfig')" = shiftoverlay ]; then
 			run_podman 125 ps
 			assert "$output" =~ 'did not come to its end: run .shiftoverlay adopt' "podman between two tries"
 		fi
-		cli adopt --force
+		whole_adopt
 		[ ! -e "$GRAPH/shiftoverlay-adopt.json" ] || die "the journal is still there"
 		is "$(find "$GRAPH" -maxdepth 1 -name 'overlay*')" '' "folders of overlay, round $i"
 		cli adopt --dry-run
@@ -203,11 +229,12 @@ kill_adopt() {
 		[ "$i" -lt 12 ] || break
 		kill_adopt --back
 		[ $((i % 2)) -eq 0 ] || cli adopt --force # or not
-		cli adopt --back --force
+		whole_adopt --back
 		is "$(find "$GRAPH" -maxdepth 1 -name 'shiftoverlay*')" '' "folders of shiftoverlay, round $i"
 	done
-	echo "$killed processes killed, $unfinished in the middle of it"
+	echo "# $killed processes killed, $unfinished in the middle of it" >&3
 	assert "$killed" -ge 1 "processes killed"
+	assert "$unfinished" -ge 1 "processes killed in the middle"
 	run_podman start -a mapped
 	is "$output" "run
 $TOLD" "the container after all of that"
