@@ -33,8 +33,12 @@ AUTO=--userns=auto:size=65536
 	assert "$output" =~ "mounts that the test left behind"'.*'"$WORK/m" "a mount"
 	umount "$WORK/m"
 	(setsid sleep 1000 3>&- >/dev/null 2>&1 &)
-	sleep 0.2
-	run strangers
+	local i
+	for ((i = 0; i < 100; i++)); do
+		run strangers
+		[[ $output != *'sleep 1000'* ]] || break
+		sleep 0.1
+	done
 	assert "$output" =~ 'sleep 1000' "a process"
 	kill "$(cut -d' ' -f1 <<<"$output")"
 	truncate -s 1M "$WORK/loop.img"

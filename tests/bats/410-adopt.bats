@@ -163,7 +163,11 @@ $TOLD" "a container of the time between"
 	settled
 	# Whoever has the database open would go on with it.
 	sleep 1000 <"$GRAPH/db.sql" &
-	local pid=$!
+	local pid=$! i
+	for ((i = 0; i < 100; i++)); do
+		[ "$(cat /proc/$pid/comm)" != sleep ] || break
+		sleep 0.1
+	done
 	cli 125 adopt --force
 	assert "$output" =~ "process $pid \(sleep\) has $GRAPH/db.sql open" "message of an open database"
 	kill $pid

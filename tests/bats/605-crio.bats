@@ -55,7 +55,7 @@ load crio
 	cri rmi quay.io/libpod/testimage:20241011
 	assert "$(cri images)" !~ testimage "images"
 	# The engines tidy up behind the removal.
-	for ((i = 0; i < 20; i++)); do
+	for ((i = 0; i < 100; i++)); do
 		status_row 'Shift cache entries'
 		[ "$output" != "$before" ] || break
 		sleep 0.1

@@ -71,7 +71,7 @@ start_crio() {
 	local i
 	"$BUILD/crio" --config "$WORK/crio.conf" --config-dir '' --log-level info >>"$WORK/crio.log" 2>&1 3>&- &
 	CRIO=$!
-	for ((i = 0; i < 100; i++)); do
+	for ((i = 0; i < 300; i++)); do
 		! cri ready >/dev/null 2>&1 || return 0
 		kill -0 "$CRIO" || break
 		sleep 0.1

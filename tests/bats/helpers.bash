@@ -453,7 +453,7 @@ leftovers() {
 # leak_check: fail if mounts, processes, loop devices or files are left.
 leak_check() {
 	local i left store driver rc=0
-	for ((i = 0; i < 30; i++)); do
+	for ((i = 0; i < 100; i++)); do
 		left=$(strangers)
 		[ -n "$left" ] || break
 		sleep 0.1
