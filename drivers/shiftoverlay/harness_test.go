@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/shiftoverlay/shiftoverlay/internal/config"
+	"github.com/shiftoverlay/shiftoverlay/internal/probe"
 	"github.com/shiftoverlay/shiftoverlay/internal/referee"
 	"github.com/shiftoverlay/shiftoverlay/internal/testutil"
 	"github.com/shiftoverlay/shiftoverlay/internal/testutil/fsop"
@@ -213,7 +214,7 @@ func (s *store) start(c setup) (graphdriver.Driver, error) {
 	}
 	// What was found out once is believed.
 	require.NoError(s.t, d.Cleanup())
-	file := filepath.Join(s.run, driverName, "shiftoverlay-probe.json")
+	file := filepath.Join(s.run, driverName, probe.ReportName)
 	var report map[string]any
 	b, err := os.ReadFile(file)
 	require.NoError(s.t, err)

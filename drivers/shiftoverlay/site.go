@@ -75,7 +75,7 @@ func (s *site) probe() (probe.Report, error) {
 	return probe.Run(probe.Options{
 		Dir:      filepath.Dir(s.home),
 		Rootless: unshare.IsRootless(),
-		Remember: filepath.Join(s.runHome, "shiftoverlay-probe.json"),
+		Remember: filepath.Join(s.runHome, probe.ReportName),
 		UserNS:   probe.UserNS,
 	})
 }

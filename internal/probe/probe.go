@@ -41,6 +41,11 @@ func result(err error) Result {
 // this package left in this boot is not believed.
 const reportVersion = 5
 
+// ReportName is the name of the file for a report. Each version has its own, so
+// that programs with several of them, on one store, do not each undo what the
+// other has remembered.
+var ReportName = fmt.Sprintf("shiftoverlay-probe-%d.json", reportVersion)
+
 // Report is what was found out about one file system on the running kernel.
 type Report struct {
 	// Version is the version of the report's format.
@@ -91,7 +96,7 @@ type Options struct {
 	// files may be made.
 	Dir string
 	// Remember is the file that keeps the report for this boot; empty for
-	// none. Its folder must exist.
+	// none. Its folder must exist; [ReportName] is a name for it.
 	Remember string
 	// UserNS makes a user namespace and returns a descriptor of it, which the
 	// probe closes. It is called at most once.

@@ -183,7 +183,8 @@ ids() {
 
 @test "where the kernel refuses, a full copy is announced once, with the reason" {
 	import
-	local probe=$RUN/shiftoverlay/shiftoverlay-probe.json
+	local probe
+	probe=$(echo "$RUN"/shiftoverlay/shiftoverlay-probe-*.json)
 	jq '.user_metacopy = "refused by this test" | .reflink = "likewise"' "$probe" >"$WORK/probe"
 	cat "$WORK/probe" >"$probe"
 	status_row 'Shift engine'

@@ -238,8 +238,8 @@ func (a *area) lifeFormats(t *testing.T) {
 			{filepath.Join(p.cache(), "*", "*", "meta.json"), `"version":1`, `"version":7`},
 			{filepath.Join(p.cache(), "*", "*", "meta.json"), `"version":1`, `"version":"1.2"`},
 			{filepath.Join(p.cache(), "*", "*", "data", "image.erofs"), "SHIFTIMG\x02", "SHIFTIMG\x63"},
-			{filepath.Join(p.run(), "shiftoverlay", "shiftoverlay-probe.json"), `"version":`, `"version":9`},
-			{filepath.Join(p.run(), "shiftoverlay", "shiftoverlay-probe.json"), `"`, `'`},
+			{filepath.Join(p.run(), "shiftoverlay", "shiftoverlay-probe-*.json"), `"version":`, `"version":9`},
+			{filepath.Join(p.run(), "shiftoverlay", "shiftoverlay-probe-*.json"), `"`, `'`},
 		} {
 			files, err := filepath.Glob(c.glob)
 			require.NoError(t, err)
