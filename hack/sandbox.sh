@@ -62,8 +62,9 @@ sandbox_enter() {
 	SANDBOX=$(mktemp -d "$base/shiftoverlay-XXXXXXXX") || die "no scratch folder below $base"
 	chmod 755 "$SANDBOX"
 	export SANDBOX SANDBOX_INSIDE=1 SANDBOX_FS=$SANDBOX/fs SANDBOX_NET
-	# Held as long as the sandbox may use the cgroups that all podmans share.
-	exec 9</sys/fs/cgroup
+	# Held as long as the sandbox may use the cgroups that all podmans share. Not the
+	# folder itself, which is another one where nothing is mounted on it.
+	exec 9</sys/fs
 	flock --shared 9
 	unshare --mount --propagation private "${net[@]}" --pid --fork --kill-child --mount-proc \
 		-- "$(readlink -f "$0")" "$@" <&0 9<&- &
