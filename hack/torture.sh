@@ -34,14 +34,17 @@ trap 'kill $(jobs -p) 2>/dev/null; wait; exit 143' TERM INT HUP
 alone=''
 
 export TORTURE_FAULTDISK=$logs/faultdisk
-GOFLAGS='' go build -C "$REPO/tools/faultdisk" -o "$TORTURE_FAULTDISK" . || die 'tools/faultdisk does not build'
 # As -tags, which replaces those of GOFLAGS.
-go test -c -tags containers_image_openpgp,exclude_graphdriver_btrfs,torture -o "$logs/torture.test" . || die 'the tests do not build'
+tags=containers_image_openpgp,exclude_graphdriver_btrfs,torture
+GOFLAGS='' go build -C "$REPO/tools/faultdisk" -o "$TORTURE_FAULTDISK" . || die 'tools/faultdisk does not build'
+export TORTURE_PROGRAM=$logs/shiftoverlay-mount
+go build -tags "$tags" -o "$TORTURE_PROGRAM" ../../cmd/shiftoverlay-mount || die 'shiftoverlay-mount does not build'
+go test -c -tags "$tags" -o "$logs/torture.test" . || die 'the tests do not build'
 areas=("$@")
 if [ $# -eq 0 ]; then
 	mapfile -t areas < <("$logs/torture.test" -test.list '^Test')
 	# Those that take long begin first, and the one that is to be alone is the last.
-	mapfile -t areas < <(printf '%s\n' TestFull TestDeath TestScaleRunning TestCrowdStorm TestHostileImages TestPowerCut "${areas[@]}" |
+	mapfile -t areas < <(printf '%s\n' TestFull TestDeath TestProgram TestScaleRunning TestCrowdStorm TestHostileImages TestPowerCut "${areas[@]}" |
 		awk '$0 != "TestCrowdHeld" && !seen[$0]++; END { print "TestCrowdHeld" }')
 fi
 [ ${#areas[@]} -gt 0 ] || die 'no areas'

@@ -55,7 +55,8 @@ const fuseOverlayfs = "fuse-overlayfs"
 const upkeepFlag = "--upkeep"
 
 // keepFlag makes this program keep the mount that is its descriptor 3, for the
-// process that is its descriptor 4; for itself only.
+// process that is its descriptor 4, while a mount program has the other end of 5;
+// for itself only.
 const keepFlag = "--keep"
 
 func main() { os.Exit(start()) }
@@ -102,7 +103,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 		if err != nil {
 			return fmt.Errorf("read inode number: %w", err)
 		}
-		return shiftoverlay.Keep(ctx, os.NewFile(3, "mount"), os.NewFile(4, "caller"), shiftoverlay.MountPoint{Path: args[1], Inode: inode})
+		return shiftoverlay.Keep(ctx, os.NewFile(3, "mount"), os.NewFile(4, "caller"), os.NewFile(5, "program"), shiftoverlay.MountPoint{Path: args[1], Inode: inode})
 	case len(args) == 1 && (args[0] == "--help" || args[0] == "-h"):
 		_, err := io.WriteString(stdout, usage)
 		return err
@@ -158,8 +159,8 @@ func mountHere(ctx context.Context, home, options, target string) error {
 func startUpkeep(home string) error { return startOther(nil, upkeepFlag, filepath.Dir(home)) }
 
 // startKeeper is a Keeper.
-func startKeeper(tree, caller *os.File, point shiftoverlay.MountPoint) error {
-	return startOther([]*os.File{tree, caller}, keepFlag, point.Path, strconv.FormatUint(point.Inode, 10))
+func startKeeper(tree, caller, program *os.File, point shiftoverlay.MountPoint) error {
+	return startOther([]*os.File{tree, caller, program}, keepFlag, point.Path, strconv.FormatUint(point.Inode, 10))
 }
 
 // startOther starts this program again as a process for which nobody waits. It

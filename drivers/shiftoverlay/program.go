@@ -14,6 +14,7 @@ import (
 
 	"github.com/shiftoverlay/shiftoverlay/internal/adopt"
 	"github.com/shiftoverlay/shiftoverlay/internal/config"
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 	"github.com/shiftoverlay/shiftoverlay/internal/ovl"
 	"github.com/shiftoverlay/shiftoverlay/internal/probe"
 	"github.com/shiftoverlay/shiftoverlay/internal/shifter"
@@ -100,6 +101,14 @@ func (p *Program) Mount(ctx context.Context, c *ProgramCall, keeper Keeper) erro
 		return err
 	}
 	inUse, backwards := mounted(c.Target), c.Mapping == nil && rec != nil
+	if backwards {
+		// A container that runs sees its root folder, which the library has just
+		// given to the host's root, as nobody's.
+		upper, _ := m.split()
+		if err := ownRoot(upper, rec.Mapping); err != nil {
+			return fmt.Errorf("mount layer %s: %w", m.id, err)
+		}
+	}
 	switch {
 	case inUse && backwards:
 		return m.setAside(keeper, func() error { return m.backwards(rec) })
@@ -115,7 +124,7 @@ func (p *Program) Mount(ctx context.Context, c *ProgramCall, keeper Keeper) erro
 			return err
 		}
 	}
-	if err := m.ownRoot(*c.Mapping); err != nil {
+	if err := ownRoot(c.Upper, *c.Mapping); err != nil {
 		return fmt.Errorf("mount layer %s: %w", m.id, err)
 	}
 	if m.foreign {
@@ -183,25 +192,26 @@ func (m *programMount) shifted(ctx context.Context, old *record, mapping idshift
 	return nil
 }
 
-// ownRoot gives the root folder to the container's root, unless it belongs to
-// somebody of the container already: the library, by its version, has given it to
-// either root before each mount.
-func (m *programMount) ownRoot(mapping idshift.Mapping) error {
+// ownRoot gives a layer's own folder, if it has one, to the container's root, unless
+// it belongs to somebody of the container already: the library, by its version, has
+// given it to either root before each mount.
+func ownRoot(upper string, mapping idshift.Mapping) error {
 	uid, gid, ok := mapping.ToHost(0, 0)
 	if !ok {
 		return fmt.Errorf("the mapping %s has no root user: container ID 0 must have a host ID", mapping)
 	}
-	if m.call.Upper == "" {
+	if upper == "" {
 		return nil
 	}
 	var st unix.Stat_t
-	if err := unix.Lstat(m.call.Upper, &st); err != nil {
-		return &os.PathError{Op: "lstat", Path: m.call.Upper, Err: err}
+	if err := unix.Lstat(upper, &st); err != nil {
+		return &os.PathError{Op: "lstat", Path: upper, Err: err}
 	}
 	if _, _, ok := mapping.ToContainer(st.Uid, st.Gid); ok && (st.Uid != 0 || st.Gid != 0) {
 		return nil
 	}
-	return os.Lchown(m.call.Upper, int(uid), int(gid))
+	failpoint.Hit("program-root")
+	return os.Lchown(upper, int(uid), int(gid))
 }
 
 // NeedsUpkeep tells, after Mount, whether Upkeep has something to do.

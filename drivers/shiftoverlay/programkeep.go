@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 	mounts "github.com/shiftoverlay/shiftoverlay/internal/mount"
 )
@@ -21,14 +23,22 @@ import (
 // still there. So the second mount takes the place of the first, and a process
 // of its own, the keeper, puts the first one back afterwards.
 
+//
+// The keeper is there before anything is changed, and knows when the mount program
+// and the engine that has called it end, so that the first mount comes back
+// whoever of them dies.
+
 // Keeper starts a process that calls Keep, with the same arguments.
-type Keeper func(tree, caller *os.File, point MountPoint) error
+type Keeper func(tree, caller, program *os.File, point MountPoint) error
 
 // MountPoint is a folder where something is mounted, with its own inode number.
 type MountPoint struct {
 	Path  string
 	Inode uint64
 }
+
+// caller is who has started this process.
+var caller = os.Getppid()
 
 // setAside takes what is mounted at the target away, for as long as another
 // mount is there. replace makes that; with nil, the first mount stays and serves
@@ -44,38 +54,103 @@ func (m *programMount) setAside(keeper Keeper, replace func() error) error {
 		return err
 	}
 	defer old.Close()
-	if replace != nil {
-		if err := mounts.Detach(target); err != nil {
-			return err
-		}
-		if err := replace(); err != nil {
-			return errors.Join(err, old.Attach(target))
-		}
-	}
 	f, err := old.File()
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	caller, err := unix.PidfdOpen(os.Getppid(), 0)
-	if err != nil {
-		return os.NewSyscallError("pidfd_open", err)
+	fd, err := unix.PidfdOpen(caller, 0)
+	if err == nil && os.Getppid() != caller {
+		err = errors.Join(unix.ESRCH, unix.Close(fd))
 	}
-	who := os.NewFile(uintptr(caller), "caller") //nolint:gosec // a descriptor
+	if err != nil {
+		return fmt.Errorf("find the process that asked for the mount: %w", err)
+	}
+	who := os.NewFile(uintptr(fd), "caller") //nolint:gosec // a descriptor
 	defer who.Close()
-	return keeper(f, who, MountPoint{target, inode})
+	// The end of this one's other end, when we are done or dead, is for the keeper.
+	alive, done, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer done.Close()
+	defer alive.Close()
+	if err := keeper(f, who, alive, MountPoint{target, inode}); err != nil {
+		return err
+	}
+	failpoint.Hit("program-keeper")
+	if replace == nil {
+		return nil
+	}
+	if err := mounts.Detach(target); err != nil {
+		return err
+	}
+	failpoint.Hit("program-set-aside")
+	err = replace()
+	failpoint.Hit("program-replaced")
+	return err
 }
 
 // Keep waits until the mount at a folder is gone and the library has changed the
 // mount point, and attaches the tree there, unless the layer is gone or
-// something else has been mounted. caller is a process, as pidfd_open(2) has it: if
-// that ends while the mount is there, nobody will take it away but for good, and
-// the tree is given up.
-func Keep(ctx context.Context, tree, caller *os.File, point MountPoint) error {
-	target, before := point.Path, point.Inode
-	changes, err := linux.Openat(unix.AT_FDCWD, "/proc/self/mountinfo", unix.O_RDONLY, 0)
+// something else has been mounted.
+//
+// caller is a process, as pidfd_open(2) has it: if that ends while the mount is
+// there, nobody will take it away, so it goes and the tree takes its place, if it
+// is not the first one. program is a pipe that ends when no other mount will be
+// made.
+func Keep(ctx context.Context, tree, caller, program *os.File, point MountPoint) error {
+	failpoint.Hit("keep-begun")
+	if _, err := program.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("wait for the mount program: %w", err)
+	}
+	ended, err := waitUnmounted(ctx, point.Path, caller)
 	if err != nil {
 		return err
+	}
+	if ended {
+		same, err := shows(point.Path, tree)
+		if err != nil || same {
+			return err
+		}
+		if err := mounts.Detach(point.Path); err != nil {
+			return err
+		}
+	} else if err := waitReplaced(point, caller); err != nil {
+		return err
+	}
+	failpoint.Hit("keep-unmounted")
+	if err := os.Mkdir(point.Path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil // the layer is gone
+		}
+		return err
+	}
+	if mounted(point.Path) {
+		return nil
+	}
+	failpoint.Hit("keep-folder")
+	err = mounts.FromFile(tree).Attach(point.Path)
+	failpoint.Hit("keep-attached")
+	return err
+}
+
+// shows tells whether what is mounted at a folder is the file system of a tree.
+func shows(target string, tree *os.File) (bool, error) {
+	var here, its unix.Stat_t
+	if err := unix.Lstat(target, &here); err != nil {
+		return false, &os.PathError{Op: "lstat", Path: target, Err: err}
+	}
+	err := unix.Fstat(int(tree.Fd()), &its) //nolint:gosec // a descriptor
+	return here.Dev == its.Dev, os.NewSyscallError("fstat", err)
+}
+
+// waitUnmounted waits until nothing is mounted at a folder, or a process has
+// ended, of which it returns the latter.
+func waitUnmounted(ctx context.Context, target string, caller *os.File) (ended bool, err error) {
+	changes, err := linux.Openat(unix.AT_FDCWD, "/proc/self/mountinfo", unix.O_RDONLY, 0)
+	if err != nil {
+		return false, err
 	}
 	defer func() { _ = linux.Close(changes) }()
 	wait := []unix.PollFd{
@@ -85,37 +160,37 @@ func Keep(ctx context.Context, tree, caller *os.File, point MountPoint) error {
 	}
 	for mounted(target) {
 		if err := ctx.Err(); err != nil {
-			return err
+			return false, err
 		}
 		if wait[1].Revents != 0 {
-			return nil // it had ended before we looked for the mount
+			return true, nil // it had ended before we looked for the mount
 		}
 		if _, err := unix.Poll(wait, 500); err != nil && !errors.Is(err, unix.EINTR) {
-			return os.NewSyscallError("poll", err)
+			return false, os.NewSyscallError("poll", err)
 		}
 	}
-	// Versions before 1.54 of the library remove the mount point, newer ones
-	// replace it.
+	return false, nil
+}
+
+// waitReplaced waits until the library has changed the mount point after it took
+// the mount away: versions before 1.54 of it remove the folder, newer ones
+// replace it. If the second mount has failed, it does not.
+func waitReplaced(point MountPoint, caller *os.File) error {
 	const patience = 2 * time.Second
+	ended := []unix.PollFd{{Fd: int32(caller.Fd()), Events: unix.POLLIN}} //nolint:gosec // a descriptor
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(200 * time.Microsecond) {
-		now, err := entryInode(target)
-		if errors.Is(err, os.ErrNotExist) || err == nil && now != before {
+		now, err := entryInode(point.Path)
+		if errors.Is(err, os.ErrNotExist) || err == nil && now != point.Inode {
 			break
 		}
 		if err != nil {
 			return err
 		}
-	}
-	if err := os.Mkdir(target, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil // the layer is gone
+		if _, err := unix.Poll(ended, 0); err == nil && ended[0].Revents != 0 {
+			break
 		}
-		return err
 	}
-	if mounted(target) {
-		return nil
-	}
-	return mounts.FromFile(tree).Attach(target)
+	return nil
 }
 
 // entryInode is the inode number that a path's folder has for it, whatever is

@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -15,7 +16,7 @@ import (
 )
 
 // A mount that is put aside comes back when the library has taken the second one
-// away, whichever of its versions does that, and not for a caller that has died.
+// away, whichever of its versions does that, and when those have died who would.
 func TestKeep(t *testing.T) {
 	testutil.RequireRoot(t)
 	for name, tt := range map[string]struct {
@@ -40,9 +41,16 @@ func TestKeep(t *testing.T) {
 			require.NoError(t, unix.Unmount(target, unix.MNT_DETACH))
 			require.NoError(t, os.Rename(filepath.Dir(target), filepath.Dir(target)+".removed"))
 		}, false},
+		"the second mount has failed": {func(t *testing.T, target string, _ *os.Process) {
+			require.NoError(t, unix.Unmount(target, unix.MNT_DETACH))
+		}, true},
 		"the caller has died": {func(t *testing.T, _ string, caller *os.Process) {
 			require.NoError(t, caller.Kill())
-		}, false},
+		}, true},
+		"both have died between the mounts": {func(t *testing.T, target string, caller *os.Process) {
+			require.NoError(t, caller.Kill())
+			require.NoError(t, unix.Unmount(target, unix.MNT_DETACH))
+		}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			target := filepath.Join(t.TempDir(), "layer", "merged")
@@ -78,12 +86,52 @@ func TestKeep(t *testing.T) {
 			require.NoError(t, err)
 			who := os.NewFile(uintptr(fd), "caller")
 			defer who.Close()
+			alive, program, err := os.Pipe()
+			require.NoError(t, err)
+			defer alive.Close()
 			done := make(chan error)
-			go func() { done <- Keep(t.Context(), tree, who, MountPoint{target, inode}) }()
+			go func() { done <- Keep(t.Context(), tree, who, alive, MountPoint{target, inode}) }()
 			tt.take(t, target, caller.Process)
+			select {
+			case err := <-done:
+				require.Fail(t, "does not wait for the mount program", "%v", err)
+			case <-time.After(20 * time.Millisecond):
+			}
+			require.NoError(t, program.Close())
 			require.NoError(t, <-done)
 			_, err = os.Stat(filepath.Join(target, "first"))
 			assert.Equal(t, tt.back, err == nil, "the first mount is back: %v", err)
 		})
 	}
+}
+
+// TestKeepFirst: a first mount that was not taken away stays the same.
+func TestKeepFirst(t *testing.T) {
+	testutil.RequireRoot(t)
+	target := filepath.Join(t.TempDir(), "layer", "merged")
+	require.NoError(t, os.MkdirAll(target, 0o700))
+	inode, err := entryInode(target)
+	require.NoError(t, err)
+	require.NoError(t, unix.Mount("tmpfs", target, "tmpfs", 0, "size=64k"))
+	defer func() { require.NoError(t, mounts.Detach(target)) }()
+	first, err := mounts.Clone(target)
+	require.NoError(t, err)
+	defer first.Close()
+	tree, err := first.File()
+	require.NoError(t, err)
+	defer tree.Close()
+	// The clone is not; that is how to tell them apart.
+	require.NoError(t, unix.Mount("", target, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
+	caller := exec.Command("true")
+	require.NoError(t, caller.Start())
+	fd, err := unix.PidfdOpen(caller.Process.Pid, 0)
+	require.NoError(t, err)
+	who := os.NewFile(uintptr(fd), "caller")
+	defer who.Close()
+	require.NoError(t, caller.Wait())
+	program, err := os.Open("/dev/null")
+	require.NoError(t, err)
+	defer program.Close()
+	require.NoError(t, Keep(t.Context(), tree, who, program, MountPoint{target, inode}))
+	assert.ErrorIs(t, os.WriteFile(filepath.Join(target, "file"), nil, 0o600), unix.EROFS)
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containers/storage/pkg/idtools"
 
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 	mounts "github.com/shiftoverlay/shiftoverlay/internal/mount"
 	"github.com/shiftoverlay/shiftoverlay/internal/ovl"
@@ -158,6 +159,16 @@ func (m *programMount) names() []string {
 	return out
 }
 
+// split gives the folder of a container's layer itself, and the names of those
+// below: one that is mounted to be read is the uppermost lower.
+func (m *programMount) split() (upper string, below []string) {
+	below = m.names()
+	if m.call.Upper != "" {
+		return m.call.Upper, below
+	}
+	return m.lowers[0].real, below[1:]
+}
+
 // options are those of the call that are the kernel's, and metacopy=on: what was
 // written with it can only be read with it.
 func (m *programMount) options() ovl.Options {
@@ -183,10 +194,12 @@ func (m *programMount) classic(base string, lowers []string, more ovl.Options) e
 	for i, l := range lowers {
 		short[i] = strings.TrimPrefix(l, base+"/")
 	}
-	return mounts.Classic{
+	err := mounts.Classic{
 		Lowers: short, Upper: m.call.Upper, Work: m.call.Work, Label: m.call.Label, Flags: m.call.flags(),
 		Options: append(m.options(), more...),
 	}.Mount(m.call.Target)
+	failpoint.Hit("program-mounted")
+	return err
 }
 
 // mountLower mounts the layer with a shifted lower.
@@ -291,10 +304,7 @@ func (m *programMount) backwards(rec *record) error {
 		return fmt.Errorf("layer %s was written by a container with the mapping %s, and showing it without takes idmapped mounts, which %s on kernel %s does not have (%s): use driver = %q",
 			m.id, rec.Mapping, m.p.report.FileSystem, m.p.report.Kernel, m.p.report.IdmapMount, driverName)
 	}
-	upper, below := m.call.Upper, m.names()
-	if upper == "" {
-		upper, below = m.lowers[0].real, below[1:]
-	}
+	upper, below := m.split()
 	m.call.Upper, m.call.Work = "", ""
 	return m.through([]string{upper}, rec.Mapping.Invert(), func(at []string) error {
 		return m.plain(append(at, below...), nil)

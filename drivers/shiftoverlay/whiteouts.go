@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shiftoverlay/shiftoverlay/internal/failpoint"
 	"github.com/shiftoverlay/shiftoverlay/internal/linux"
 	"github.com/shiftoverlay/shiftoverlay/internal/ovl"
 )
@@ -47,6 +48,7 @@ func convertLayer(layerDir, remember string) error {
 			return fmt.Errorf("convert whiteouts of layer %s: %w", filepath.Base(layerDir), err)
 		}
 	}
+	failpoint.Hit("layer-converted")
 	err = os.WriteFile(done, nil, 0o600)
 	if errors.Is(err, unix.EROFS) {
 		if err = os.MkdirAll(remember, 0o700); err == nil {
@@ -92,6 +94,7 @@ func convertNames(fd int, path string, names []string) error {
 			return &os.PathError{Op: "convert whiteout", Path: filepath.Join(path, name), Err: err}
 		}
 	}
+	failpoint.Hit("whiteouts-converted")
 	return linux.Lutimesat(fd, ".", st.Atim, st.Mtim)
 }
 
@@ -119,6 +122,7 @@ func convertName(fd int, path, name string) error {
 			return err
 		}
 	}
+	failpoint.Hit("whiteout-made")
 	return ignoreGone(unix.Unlinkat(fd, name, 0))
 }
 

@@ -102,8 +102,11 @@ ls: /srv/shift/empty: No such file or directory" "the image $image, run with $*"
 	run_podman mount con
 	local m=$output
 	run_podman commit -q con localhost/new
-	run_podman run --rm localhost/new stat -c %u:%g /new /etc/passwd
-	is "$output" $'33:34\n0:0' "owners in the new image"
+	run_podman exec con stat -c %u:%g / /new
+	is "$output" $'0:0\n33:34' "owners that the running container sees"
+	run_podman run --rm localhost/new stat -c %u:%g / /new /etc/passwd
+	is "$output" $'0:0\n33:34\n0:0' "owners in the new image"
+	is "$(owner "$m")" "$RANGE:$RANGE" "owner of the running container's root, outside"
 	# The container's own mount is where it was.
 	is "$(owner "$m/new") $(cat "$m/new")" "$((RANGE + 33)):$((RANGE + 34)) hi" "file of the running container, outside"
 	run_podman export -o "$WORK/c.tar" con

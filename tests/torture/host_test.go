@@ -49,6 +49,9 @@ const outputPatience = 10 * time.Second
 func (h *host) child(name string, env []string, args ...string) *exec.Cmd {
 	cmd := child(context.Background(), name, args...)
 	cmd.Env = append(cmd.Env, worldEnv+"="+h.root, worldEnv+"_RUN="+h.run)
+	if h.e.program != "" {
+		cmd.Env = append(cmd.Env, programEnv+"="+h.e.program)
+	}
 	if h.e.noIdmap {
 		cmd.Env = append(cmd.Env, "_CONTAINERS_OVERLAY_DISABLE_IDMAP=yes")
 	}
@@ -105,11 +108,14 @@ func (h *host) judge(what string, end bool) {
 	}
 	err := errors.Join(h.do("judge", args...), h.do("settle", rest))
 	if err == nil {
-		err = leftBehind(h.root, end)
+		err = leftBehind(h.root, h.e.driver(), end)
 	}
-	if err != nil && strings.Contains(err.Error(), "left behind: process") {
+	for range 50 {
+		if err == nil || !strings.Contains(err.Error(), "left behind: process") {
+			break
+		}
 		time.Sleep(100 * time.Millisecond) // it may be about to end
-		err = leftBehind(h.root, end)
+		err = leftBehind(h.root, h.e.driver(), end)
 	}
 	if err != nil {
 		h.a.loss("%s: %s: %v", h.e.name, what, err)

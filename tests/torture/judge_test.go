@@ -66,9 +66,31 @@ func settle(args []string) error {
 		return err
 	}
 	ctx := context.Background()
-	failed := errors.Join(w.do(ctx, "stopall"), w.do(ctx, "trim"), w.check(ctx, "after the next start and trim"))
+	failed := errors.Join(w.do(ctx, "stopall"), w.forgotten(), w.do(ctx, "trim"), w.check(ctx, "after the next start and trim"))
 	if slices.Contains(args, "end") {
 		failed = errors.Join(failed, w.finish(ctx))
+	}
+	return failed
+}
+
+// forgotten takes away mounts of an image's layers that an engine made to compare
+// them with others, and that was killed: with a mount program the library leaves
+// them, and cannot remove the image then.
+func (w *world) forgotten() error {
+	if w.program == "" {
+		return nil
+	}
+	var failed error
+	for _, l := range []string{lowerLayer, upperLayer, resultID} {
+		merged := filepath.Join(w.root, "graph", w.driver, l, "merged")
+		for failed == nil {
+			if err := unix.Unmount(merged, unix.MNT_DETACH); err != nil {
+				if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+					failed = &os.PathError{Op: "unmount", Path: merged, Err: err}
+				}
+				break
+			}
+		}
 	}
 	return failed
 }
@@ -135,6 +157,11 @@ func (w *world) old(ctx context.Context, name string, truth *referee.Tree) error
 		return err
 	}
 	merged, err := w.store.Mount(c.ID, "")
+	if err == nil && w.rootLost(merged, m) {
+		if err = w.stop(name); err == nil {
+			merged, err = w.store.Mount(c.ID, "")
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("start container %s again: %w", name, err)
 	}
@@ -149,6 +176,14 @@ func (w *world) old(ctx context.Context, name string, truth *referee.Tree) error
 		return fmt.Errorf("container %s: %w", name, err)
 	}
 	return differences("container "+name, truth, got, written()...)
+}
+
+// rootLost tells whether a container that runs needs another start: the library
+// gives its root folder to the host's root when it has it mounted to read the
+// container's changes. The mount program undoes that, unless it is killed before.
+func (w *world) rootLost(merged string, m idshift.Mapping) bool {
+	var st unix.Stat_t
+	return w.program != "" && !m.IsZero() && unix.Lstat(merged, &st) == nil && st.Uid == 0
 }
 
 // differences compares two trees but for some paths.
@@ -193,6 +228,9 @@ func (w *world) findings(ctx context.Context) ([]shiftoverlay.Finding, error) {
 
 // check is an error if the operator's check finds anything.
 func (w *world) check(ctx context.Context, when string) error {
+	if w.program != "" {
+		return nil // it has no such thing
+	}
 	found, err := w.findings(ctx)
 	for _, f := range found {
 		err = errors.Join(err, fmt.Errorf("check %s: %s %s: %s", when, f.Kind, f.Subject, f.Problem))
@@ -214,15 +252,16 @@ func (w *world) finish(ctx context.Context) error {
 	if _, serr := w.store.Shutdown(true); serr != nil {
 		err = errors.Join(err, serr)
 	}
-	return errors.Join(err, leftFiles(filepath.Join(w.root, "graph"), w.run))
+	return errors.Join(err, leftFiles(filepath.Join(w.root, "graph"), w.run, w.driver))
 }
 
 // leftFiles is an error that names what is below the roots of an empty store.
-func leftFiles(graph, run string) error {
+func leftFiles(graph, run, driver string) error {
 	var left []string
 	for _, pattern := range []string{
-		graph + "/" + driverName + "/*", graph + "/" + driverName + "-shifted/*/*", graph + "/.shiftoverlay-probe-*",
+		graph + "/" + driver + "/*", graph + "/" + driver + "-shifted/*/*", graph + "/.shiftoverlay-probe-*",
 		run + "/" + driverName + "/attach/*", run + "/" + driverName + "/check-*", run + "/" + driverName + "/.probe-*",
+		"/run/" + driverName + "/*/attach/*", "/run/" + driverName + "/*/.probe-*", // of mount programs
 	} {
 		names, err := filepath.Glob(pattern)
 		if err != nil {
@@ -245,8 +284,9 @@ func leftFiles(graph, run string) error {
 }
 
 // leftBehind is an error that names mounts and loop devices of a world, and
-// processes that still run for it. With all, the store's own mount counts.
-func leftBehind(root string, all bool) error {
+// processes that still run for it. With all, the store's own mount, which driver
+// has made, counts.
+func leftBehind(root, driver string, all bool) error {
 	var left []string
 	text, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -254,7 +294,7 @@ func leftBehind(root string, all bool) error {
 	}
 	for line := range strings.Lines(string(text)) {
 		at := strings.Fields(line)[4]
-		if strings.HasPrefix(at, root+"/") && (all || at != filepath.Join(root, "graph", driverName)) {
+		if strings.HasPrefix(at, root+"/") && (all || at != filepath.Join(root, "graph", driver)) {
 			left = append(left, "mount "+at)
 		}
 	}

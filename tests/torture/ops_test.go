@@ -5,7 +5,9 @@ package torture
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -101,6 +103,13 @@ func (w *world) durable(ctx context.Context) error {
 
 // trim removes what no container needs.
 func (w *world) trim(ctx context.Context) error {
+	if w.program != "" {
+		out, err := exec.CommandContext(ctx, w.program, "--upkeep", w.store.GraphRoot()).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("upkeep: %w: %s", err, out)
+		}
+		return err
+	}
 	m, err := w.manager()
 	if err != nil {
 		return err
@@ -111,7 +120,7 @@ func (w *world) trim(ctx context.Context) error {
 
 // age lets an hour go by since the entries of the cache were used.
 func (w *world) age() error {
-	names, err := filepath.Glob(filepath.Join(w.root, "graph", driverName+"-shifted", "*", "*", "used"))
+	names, err := filepath.Glob(filepath.Join(w.root, "graph", w.driver+"-shifted", "*", "*", "used"))
 	old := time.Now().Add(-time.Hour)
 	for _, name := range names {
 		err = errors.Join(err, os.Chtimes(name, old, old))

@@ -214,7 +214,7 @@ func (m *machine) cut(n int, flushed string, some []record, at, what string) {
 		args = nil
 	}
 	said, err := m.with(nil, "wake", args...)
-	if err := errors.Join(err, leftBehind(m.root, true)); err != nil {
+	if err := errors.Join(err, leftBehind(m.root, driverName, true)); err != nil {
 		m.a.loss("%s: %v", what, err)
 	}
 	for line := range strings.Lines(said) {

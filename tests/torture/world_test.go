@@ -31,6 +31,9 @@ import (
 // driverName is the driver under torture.
 const driverName = "shiftoverlay"
 
+// programEnv names the mount program of a world, if the driver is overlay there.
+const programEnv = "TORTURE_WORLD_PROGRAM"
+
 // The image of a world: two layers.
 var (
 	lowerLayer = strings.Repeat("1", 64)
@@ -66,6 +69,8 @@ type world struct {
 	// to be survived.
 	run   string
 	store storage.Store
+	// driver is the name of the driver, and program the mount program, if that is what is tortured.
+	driver, program string
 }
 
 // engine is what shiftoverlay.conf says in a world.
@@ -73,6 +78,16 @@ type engine struct {
 	name, conf string
 	// noIdmap makes the storage library do without idmapped mounts.
 	noIdmap bool
+	// program is the mount program, for worlds of the driver overlay.
+	program string
+}
+
+// driver is the name of the driver in such worlds.
+func (e engine) driver() string {
+	if e.program != "" {
+		return "overlay"
+	}
+	return driverName
 }
 
 // engines are the ways to shift.
@@ -154,15 +169,21 @@ const archivesEnv = "TORTURE_ARCHIVES"
 // openWorld opens the store of the world that the environment names.
 func openWorld() (*world, error) {
 	root := os.Getenv(worldEnv)
-	w := &world{root: root, run: filepath.Join(root, "run")}
+	w := &world{root: root, run: filepath.Join(root, "run"), driver: driverName, program: os.Getenv(programEnv)}
 	if run := os.Getenv(worldEnv + "_RUN"); run != "" {
 		w.run = run
 	}
 	if err := os.Setenv(config.EnvConf, filepath.Join(filepath.Dir(w.run), "shiftoverlay.conf")); err != nil {
 		return nil, err
 	}
+	var options []string
+	if w.program != "" {
+		w.driver, options = "overlay", []string{"overlay.mount_program=" + w.program}
+	}
 	var err error
-	w.store, err = storage.GetStore(types.StoreOptions{GraphRoot: filepath.Join(root, "graph"), RunRoot: w.run, GraphDriverName: driverName})
+	w.store, err = storage.GetStore(types.StoreOptions{
+		GraphRoot: filepath.Join(root, "graph"), RunRoot: w.run, GraphDriverName: w.driver, GraphDriverOptions: options,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
