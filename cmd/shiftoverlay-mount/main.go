@@ -159,8 +159,8 @@ func mountHere(ctx context.Context, home, options, target string) error {
 func startUpkeep(home string) error { return startOther(nil, upkeepFlag, filepath.Dir(home)) }
 
 // startKeeper is a Keeper.
-func startKeeper(tree, caller, program *os.File, point shiftoverlay.MountPoint) error {
-	return startOther([]*os.File{tree, caller, program}, keepFlag, point.Path, strconv.FormatUint(point.Inode, 10))
+func startKeeper(tree, caller, program, lock *os.File, point shiftoverlay.MountPoint) error {
+	return startOther([]*os.File{tree, caller, program, lock}, keepFlag, point.Path, strconv.FormatUint(point.Inode, 10))
 }
 
 // startOther starts this program again as a process for which nobody waits. It

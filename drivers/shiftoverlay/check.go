@@ -233,9 +233,9 @@ func (c *checker) layerLeftovers(dir string) {
 
 // attached looks for images that are mounted for the time of a call only.
 func (c *checker) attached() {
-	names, _ := os.ReadDir(filepath.Join(c.d.runHome, "attach"))
+	names, _ := os.ReadDir(filepath.Join(c.d.runHome, attachFolder))
 	for _, n := range names {
-		at := filepath.Join(c.d.runHome, "attach", n.Name())
+		at := filepath.Join(c.d.runHome, attachFolder, n.Name())
 		c.add(Finding{
 			Kind: "leftover", Subject: at, Problem: "a mount that did not end left it", Repair: "unmount and delete it",
 			fix: func(context.Context) error {

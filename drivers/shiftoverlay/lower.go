@@ -98,10 +98,13 @@ func (s *site) show(o mounts.Overlay, name, target string) error {
 	return errors.Join(err, t.Close())
 }
 
+// attachFolder, in the run folder, has the folders of attachPoint.
+const attachFolder = "attach"
+
 // attachPoint makes the folder where an image is mounted for the time of a
 // call. What a crash has left there goes.
 func (s *site) attachPoint(id string) (string, error) {
-	at := filepath.Join(s.runHome, "attach", id)
+	at := filepath.Join(s.runHome, attachFolder, id)
 	if err := os.MkdirAll(at, 0o700); err != nil {
 		return "", fmt.Errorf("mount layer %s: %w", id, err)
 	}
@@ -127,7 +130,7 @@ func detachAll(at string) error {
 // clearAttached takes away the folder where an image is mounted for the time of
 // a call, if a crash has left one for a layer.
 func (s *site) clearAttached(id string) error {
-	at := filepath.Join(s.runHome, "attach", id)
+	at := filepath.Join(s.runHome, attachFolder, id)
 	if _, err := os.Lstat(at); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}

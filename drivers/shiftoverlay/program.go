@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containers/storage/pkg/unshare"
@@ -99,6 +100,9 @@ func (p *Program) Mount(ctx context.Context, c *ProgramCall, keeper Keeper) erro
 	rec, err := readRecord(m.dir)
 	if err != nil {
 		return err
+	}
+	if err := m.awaitKeeper(); err != nil {
+		return fmt.Errorf("mount layer %s: %w", m.id, err)
 	}
 	inUse, backwards := mounted(c.Target), c.Mapping == nil && rec != nil
 	if backwards {
@@ -216,13 +220,18 @@ func ownRoot(upper string, mapping idshift.Mapping) error {
 
 // NeedsUpkeep tells, after Mount, whether Upkeep has something to do.
 func (p *Program) NeedsUpkeep() bool {
-	return p.unsettled || p.toTrim() || p.orphans()
+	return p.unsettled || p.toTrim() || p.orphans() || len(p.lostInRun()) > 0
 }
 
 // Upkeep does what a mount need not wait for: it applies the limits of the cache,
 // removes what belongs to images and containers that are gone, and writes to the
 // disk what has been in the cache for a while.
 func (p *Program) Upkeep(ctx context.Context) error {
+	for _, name := range p.lostInRun() {
+		if err := errors.Join(detachAll(name), os.Remove(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("tidy up: %w", err)
+		}
+	}
 	if _, err := os.Stat(p.home + cacheSuffix); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -237,6 +246,20 @@ func (p *Program) Upkeep(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// lostInRun lists what is in the run folder for layers that are gone: where a mount
+// program was killed while it had something attached, and notes of keepers.
+func (p *Program) lostInRun() (names []string) {
+	for _, folder := range []string{attachFolder, keepFolder} {
+		list, _ := os.ReadDir(filepath.Join(p.runHome, folder))
+		for _, e := range list {
+			if id, _, _ := strings.Cut(e.Name(), "."); !p.layerExists(id) {
+				names = append(names, filepath.Join(p.runHome, folder, e.Name()))
+			}
+		}
+	}
+	return names
 }
 
 // Restored says what RestoreStore did.

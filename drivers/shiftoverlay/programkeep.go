@@ -28,8 +28,9 @@ import (
 // and the engine that has called it end, so that the first mount comes back
 // whoever of them dies.
 
-// Keeper starts a process that calls Keep, with the same arguments.
-type Keeper func(tree, caller, program *os.File, point MountPoint) error
+// Keeper starts a process that calls Keep, with the same arguments, and has lock open
+// until it ends.
+type Keeper func(tree, caller, program, lock *os.File, point MountPoint) error
 
 // MountPoint is a folder where something is mounted, with its own inode number.
 type MountPoint struct {
@@ -75,7 +76,12 @@ func (m *programMount) setAside(keeper Keeper, replace func() error) error {
 	}
 	defer done.Close()
 	defer alive.Close()
-	if err := keeper(f, who, alive, MountPoint{target, inode}); err != nil {
+	lock, err := m.p.keeping(m.id, os.O_CREATE, unix.LOCK_SH)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := keeper(f, who, alive, lock, MountPoint{target, inode}); err != nil {
 		return err
 	}
 	failpoint.Hit("program-keeper")
@@ -89,6 +95,44 @@ func (m *programMount) setAside(keeper Keeper, replace func() error) error {
 	err = replace()
 	failpoint.Hit("program-replaced")
 	return err
+}
+
+// keepFolder, in the run folder, has a file for each layer with a keeper: keepers hold a
+// shared lock on it.
+const keepFolder = "keep"
+
+// keeping opens and locks the file of a layer.
+func (p *Program) keeping(id string, flags, lock int) (*os.File, error) {
+	dir := filepath.Join(p.runHome, keepFolder)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("note the keeper of a mount: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, id), os.O_RDWR|flags, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("note the keeper of a mount: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), lock); err != nil { //nolint:gosec // a descriptor
+		return nil, errors.Join(fmt.Errorf("note the keeper of a mount: %w", err), f.Close())
+	}
+	return f, nil
+}
+
+// awaitKeeper waits while a keeper is about to put a mount back: the library mounts a
+// layer again as soon as it has taken the second mount away.
+func (m *programMount) awaitKeeper() error {
+	const patience = keeperPatience + time.Second
+	for end := time.Now().Add(patience); !mounted(m.call.Target) && time.Now().Before(end); time.Sleep(200 * time.Microsecond) {
+		lock, err := m.p.keeping(m.id, 0, unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return lock.Close()
+		case errors.Is(err, os.ErrNotExist):
+			return nil
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			return err
+		}
+	}
+	return nil
 }
 
 // Keep waits until the mount at a folder is gone and the library has changed the
@@ -172,13 +216,15 @@ func waitUnmounted(ctx context.Context, target string, caller *os.File) (ended b
 	return false, nil
 }
 
+// keeperPatience is how long a keeper waits for a new mount point.
+const keeperPatience = 2 * time.Second
+
 // waitReplaced waits until the library has changed the mount point after it took
 // the mount away: versions before 1.54 of it remove the folder, newer ones
 // replace it. If the second mount has failed, it does not.
 func waitReplaced(point MountPoint, caller *os.File) error {
-	const patience = 2 * time.Second
 	ended := []unix.PollFd{{Fd: int32(caller.Fd()), Events: unix.POLLIN}} //nolint:gosec // a descriptor
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(200 * time.Microsecond) {
+	for end := time.Now().Add(keeperPatience); time.Now().Before(end); time.Sleep(200 * time.Microsecond) {
 		now, err := entryInode(point.Path)
 		if errors.Is(err, os.ErrNotExist) || err == nil && now != point.Inode {
 			break

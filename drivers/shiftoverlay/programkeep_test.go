@@ -135,3 +135,37 @@ func TestKeepFirst(t *testing.T) {
 	require.NoError(t, Keep(t.Context(), tree, who, program, MountPoint{target, inode}))
 	assert.ErrorIs(t, os.WriteFile(filepath.Join(target, "file"), nil, 0o600), unix.EROFS)
 }
+
+// TestAwaitKeeper: a mount waits for a keeper that is about to put another one back.
+func TestAwaitKeeper(t *testing.T) {
+	testutil.RequireRoot(t)
+	p := &Program{site: site{home: filepath.Join(t.TempDir(), "overlay"), runHome: t.TempDir()}}
+	m := &programMount{p: p, id: "layer", call: &ProgramCall{Target: filepath.Join(p.home, "layer", "merged")}}
+	require.NoError(t, os.MkdirAll(m.call.Target, 0o700))
+	start := time.Now()
+	require.NoError(t, m.awaitKeeper())
+	lock, err := p.keeping(m.id, os.O_CREATE, unix.LOCK_SH)
+	require.NoError(t, err)
+	other, err := p.keeping(m.id, os.O_CREATE, unix.LOCK_SH)
+	require.NoError(t, err)
+	require.NoError(t, other.Close())
+	assert.Less(t, time.Since(start), time.Second, "without a keeper")
+
+	done := make(chan error)
+	go func() { done <- m.awaitKeeper() }()
+	select {
+	case err := <-done:
+		require.Fail(t, "does not wait", "%v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	require.NoError(t, unix.Mount("tmpfs", m.call.Target, "tmpfs", 0, "size=64k"))
+	require.NoError(t, <-done)
+	require.NoError(t, mounts.Detach(m.call.Target))
+
+	go func() { done <- m.awaitKeeper() }()
+	require.NoError(t, lock.Close()) // it has ended
+	require.NoError(t, <-done)
+	assert.Empty(t, p.lostInRun())
+	require.NoError(t, os.RemoveAll(filepath.Join(p.home, m.id)))
+	assert.Equal(t, []string{filepath.Join(p.runHome, keepFolder, m.id)}, p.lostInRun())
+}

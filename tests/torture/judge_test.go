@@ -261,7 +261,7 @@ func leftFiles(graph, run, driver string) error {
 	for _, pattern := range []string{
 		graph + "/" + driver + "/*", graph + "/" + driver + "-shifted/*/*", graph + "/.shiftoverlay-probe-*",
 		run + "/" + driverName + "/attach/*", run + "/" + driverName + "/check-*", run + "/" + driverName + "/.probe-*",
-		"/run/" + driverName + "/*/attach/*", "/run/" + driverName + "/*/.probe-*", // of mount programs
+		"/run/" + driverName + "/*/attach/*", "/run/" + driverName + "/*/keep/*", "/run/" + driverName + "/*/.probe-*", // of mount programs
 	} {
 		names, err := filepath.Glob(pattern)
 		if err != nil {
