@@ -69,7 +69,7 @@ func (m *programMount) setAside(keeper Keeper, replace func() error) error {
 	}
 	who := os.NewFile(uintptr(fd), "caller") //nolint:gosec // a descriptor
 	defer who.Close()
-	// The end of this one's other end, when we are done or dead, is for the keeper.
+	// The keeper is told that the second mount is there, and sees that we are dead.
 	alive, done, err := os.Pipe()
 	if err != nil {
 		return err
@@ -85,15 +85,17 @@ func (m *programMount) setAside(keeper Keeper, replace func() error) error {
 		return err
 	}
 	failpoint.Hit("program-keeper")
-	if replace == nil {
-		return nil
+	if replace != nil {
+		if err := mounts.Detach(target); err != nil {
+			return err
+		}
+		failpoint.Hit("program-set-aside")
+		if err := replace(); err != nil {
+			return err
+		}
+		failpoint.Hit("program-replaced")
 	}
-	if err := mounts.Detach(target); err != nil {
-		return err
-	}
-	failpoint.Hit("program-set-aside")
-	err = replace()
-	failpoint.Hit("program-replaced")
+	_, err = done.Write([]byte{1})
 	return err
 }
 
@@ -141,11 +143,15 @@ func (m *programMount) awaitKeeper() error {
 //
 // caller is a process, as pidfd_open(2) has it: if that ends while the mount is
 // there, nobody will take it away, so it goes and the tree takes its place, if it
-// is not the first one. program is a pipe that ends when no other mount will be
-// made.
+// is not the first one. program is a pipe that brings a byte when the other mount has
+// been made, and ends when none will be.
 func Keep(ctx context.Context, tree, caller, program *os.File, point MountPoint) error {
 	failpoint.Hit("keep-begun")
-	if _, err := program.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+	patience := keeperPatience
+	switch _, err := program.Read(make([]byte, 1)); {
+	case errors.Is(err, io.EOF):
+		patience = failedPatience
+	case err != nil:
 		return fmt.Errorf("wait for the mount program: %w", err)
 	}
 	ended, err := waitUnmounted(ctx, point.Path, caller)
@@ -160,7 +166,7 @@ func Keep(ctx context.Context, tree, caller, program *os.File, point MountPoint)
 		if err := mounts.Detach(point.Path); err != nil {
 			return err
 		}
-	} else if err := waitReplaced(point, caller); err != nil {
+	} else if err := waitReplaced(point, caller, patience); err != nil {
 		return err
 	}
 	failpoint.Hit("keep-unmounted")
@@ -216,15 +222,20 @@ func waitUnmounted(ctx context.Context, target string, caller *os.File) (ended b
 	return false, nil
 }
 
-// keeperPatience is how long a keeper waits for a new mount point.
-const keeperPatience = 2 * time.Second
+// keeperPatience is how long a keeper waits for a new mount point: making a folder
+// can take seconds on a busy disk. failedPatience is the same after a second mount
+// that has failed: the library takes away what is there, and makes no new one.
+const (
+	keeperPatience = time.Minute
+	failedPatience = 2 * time.Second
+)
 
 // waitReplaced waits until the library has changed the mount point after it took
 // the mount away: versions before 1.54 of it remove the folder, newer ones
-// replace it. If the second mount has failed, it does not.
-func waitReplaced(point MountPoint, caller *os.File) error {
+// replace it.
+func waitReplaced(point MountPoint, caller *os.File, patience time.Duration) error {
 	ended := []unix.PollFd{{Fd: int32(caller.Fd()), Events: unix.POLLIN}} //nolint:gosec // a descriptor
-	for end := time.Now().Add(keeperPatience); time.Now().Before(end); time.Sleep(200 * time.Microsecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(200 * time.Microsecond) {
 		now, err := entryInode(point.Path)
 		if errors.Is(err, os.ErrNotExist) || err == nil && now != point.Inode {
 			break

@@ -22,35 +22,36 @@ func TestKeep(t *testing.T) {
 	for name, tt := range map[string]struct {
 		take func(t *testing.T, target string, caller *os.Process) // the second mount away
 		back bool
+		died bool // the mount program did, or failed
 	}{
 		"since 1.54": {func(t *testing.T, target string, _ *os.Process) {
 			require.NoError(t, unix.Unmount(target, unix.MNT_DETACH))
 			require.NoError(t, os.Mkdir(target+".1", 0o700))
 			require.NoError(t, unix.Rename(target+".1", target))
-		}, true},
+		}, true, false},
 		"before": {func(t *testing.T, target string, _ *os.Process) {
 			require.NoError(t, unix.Unmount(target, unix.MNT_DETACH))
 			require.NoError(t, os.Remove(target))
-		}, true},
+		}, true, false},
 		"and the caller ends": {func(t *testing.T, target string, caller *os.Process) {
 			require.NoError(t, unix.Unmount(target, unix.MNT_DETACH))
 			require.NoError(t, os.Remove(target))
 			require.NoError(t, caller.Kill())
-		}, true},
+		}, true, false},
 		"the layer is gone": {func(t *testing.T, target string, _ *os.Process) {
 			require.NoError(t, unix.Unmount(target, unix.MNT_DETACH))
 			require.NoError(t, os.Rename(filepath.Dir(target), filepath.Dir(target)+".removed"))
-		}, false},
+		}, false, false},
 		"the second mount has failed": {func(t *testing.T, target string, _ *os.Process) {
 			require.NoError(t, unix.Unmount(target, unix.MNT_DETACH))
-		}, true},
+		}, true, true},
 		"the caller has died": {func(t *testing.T, _ string, caller *os.Process) {
 			require.NoError(t, caller.Kill())
-		}, true},
+		}, true, false},
 		"both have died between the mounts": {func(t *testing.T, target string, caller *os.Process) {
 			require.NoError(t, caller.Kill())
 			require.NoError(t, unix.Unmount(target, unix.MNT_DETACH))
-		}, true},
+		}, true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			target := filepath.Join(t.TempDir(), "layer", "merged")
@@ -96,6 +97,10 @@ func TestKeep(t *testing.T) {
 			case err := <-done:
 				require.Fail(t, "does not wait for the mount program", "%v", err)
 			case <-time.After(20 * time.Millisecond):
+			}
+			if !tt.died {
+				_, err = program.Write([]byte{1})
+				require.NoError(t, err)
 			}
 			require.NoError(t, program.Close())
 			require.NoError(t, <-done)
