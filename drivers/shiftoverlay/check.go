@@ -239,12 +239,7 @@ func (c *checker) attached() {
 		c.add(Finding{
 			Kind: "leftover", Subject: at, Problem: "a mount that did not end left it", Repair: "unmount and delete it",
 			fix: func(context.Context) error {
-				return c.locked(func() error {
-					if err := detachAll(at); err != nil {
-						return err
-					}
-					return os.Remove(at)
-				})
+				return c.locked(func() error { return removeAttached(at) })
 			},
 		})
 	}

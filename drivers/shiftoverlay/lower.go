@@ -127,6 +127,14 @@ func detachAll(at string) error {
 	}
 }
 
+// removeAttached removes a folder with what is mounted there.
+func removeAttached(at string) error {
+	if err := detachAll(at); err != nil {
+		return err
+	}
+	return os.Remove(at)
+}
+
 // clearAttached takes away the folder where an image is mounted for the time of
 // a call, if a crash has left one for a layer.
 func (s *site) clearAttached(id string) error {
@@ -134,10 +142,7 @@ func (s *site) clearAttached(id string) error {
 	if _, err := os.Lstat(at); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	if err := detachAll(at); err != nil {
-		return fmt.Errorf("detach what a mount of layer %s has left: %w", id, err)
-	}
-	if err := os.Remove(at); err != nil {
+	if err := removeAttached(at); err != nil {
 		return fmt.Errorf("remove what a mount of layer %s has left: %w", id, err)
 	}
 	return nil

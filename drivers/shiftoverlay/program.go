@@ -51,6 +51,8 @@ type Program struct {
 	site
 	report probe.Report
 	conf   config.Config
+	// caller is the process that has started this one.
+	caller int
 	// unsettled says that something in the cache ought to be written to the disk.
 	unsettled bool
 }
@@ -68,7 +70,7 @@ func OpenProgram(home string) (*Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Program{conf: conf, site: site{home: home, runHome: filepath.Join(programRun, nameOfPath(home))}}
+	p := &Program{conf: conf, caller: os.Getppid(), site: site{home: home, runHome: filepath.Join(programRun, nameOfPath(home))}}
 	if err := os.MkdirAll(p.runHome, 0o700); err != nil {
 		return nil, fmt.Errorf("make the run folder: %w", err)
 	}
@@ -228,7 +230,7 @@ func (p *Program) NeedsUpkeep() bool {
 // disk what has been in the cache for a while.
 func (p *Program) Upkeep(ctx context.Context) error {
 	for _, name := range p.lostInRun() {
-		if err := errors.Join(detachAll(name), os.Remove(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := removeAttached(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("tidy up: %w", err)
 		}
 	}

@@ -22,7 +22,6 @@ import (
 // puts another folder in the place of the mount point, which fails if a mount is
 // still there. So the second mount takes the place of the first, and a process
 // of its own, the keeper, puts the first one back afterwards.
-
 //
 // The keeper is there before anything is changed, and knows when the mount program
 // and the engine that has called it end, so that the first mount comes back
@@ -37,9 +36,6 @@ type MountPoint struct {
 	Path  string
 	Inode uint64
 }
-
-// caller is who has started this process.
-var caller = os.Getppid()
 
 // setAside takes what is mounted at the target away, for as long as another
 // mount is there. replace makes that; with nil, the first mount stays and serves
@@ -60,8 +56,8 @@ func (m *programMount) setAside(keeper Keeper, replace func() error) error {
 		return err
 	}
 	defer f.Close()
-	fd, err := unix.PidfdOpen(caller, 0)
-	if err == nil && os.Getppid() != caller {
+	fd, err := unix.PidfdOpen(m.p.caller, 0)
+	if err == nil && os.Getppid() != m.p.caller {
 		err = errors.Join(unix.ESRCH, unix.Close(fd))
 	}
 	if err != nil {
@@ -76,6 +72,9 @@ func (m *programMount) setAside(keeper Keeper, replace func() error) error {
 	}
 	defer done.Close()
 	defer alive.Close()
+	if err := os.MkdirAll(filepath.Join(m.p.runHome, keepFolder), 0o700); err != nil {
+		return fmt.Errorf("note the keeper of a mount: %w", err)
+	}
 	lock, err := m.p.keeping(m.id, os.O_CREATE, unix.LOCK_SH)
 	if err != nil {
 		return err
@@ -105,11 +104,7 @@ const keepFolder = "keep"
 
 // keeping opens and locks the file of a layer.
 func (p *Program) keeping(id string, flags, lock int) (*os.File, error) {
-	dir := filepath.Join(p.runHome, keepFolder)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("note the keeper of a mount: %w", err)
-	}
-	f, err := os.OpenFile(filepath.Join(dir, id), os.O_RDWR|flags, 0o600)
+	f, err := os.OpenFile(filepath.Join(p.runHome, keepFolder, id), os.O_RDWR|flags, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("note the keeper of a mount: %w", err)
 	}

@@ -15,6 +15,28 @@ import (
 	"github.com/shiftoverlay/shiftoverlay/internal/testutil"
 )
 
+// cloneOf is a second mount of what is mounted at a folder.
+func cloneOf(t *testing.T, target string) *os.File {
+	t.Helper()
+	clone, err := mounts.Clone(target)
+	require.NoError(t, err)
+	defer clone.Close()
+	tree, err := clone.File()
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = tree.Close() })
+	return tree
+}
+
+// pidfdOf is a descriptor of a process.
+func pidfdOf(t *testing.T, cmd *exec.Cmd) *os.File {
+	t.Helper()
+	fd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
+	require.NoError(t, err)
+	f := os.NewFile(uintptr(fd), "process")
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
 // A mount that is put aside comes back when the library has taken the second one
 // away, whichever of its versions does that, and when those have died who would.
 func TestKeep(t *testing.T) {
@@ -68,12 +90,7 @@ func TestKeep(t *testing.T) {
 			inode, err := entryInode(target)
 			require.NoError(t, err)
 			mount("first")
-			first, err := mounts.Clone(target)
-			require.NoError(t, err)
-			defer first.Close()
-			tree, err := first.File()
-			require.NoError(t, err)
-			defer tree.Close()
+			tree := cloneOf(t, target)
 			require.NoError(t, mounts.Detach(target))
 			mount("second")
 
@@ -83,10 +100,7 @@ func TestKeep(t *testing.T) {
 				_ = caller.Process.Kill()
 				_ = caller.Wait()
 			})
-			fd, err := unix.PidfdOpen(caller.Process.Pid, 0)
-			require.NoError(t, err)
-			who := os.NewFile(uintptr(fd), "caller")
-			defer who.Close()
+			who := pidfdOf(t, caller)
 			alive, program, err := os.Pipe()
 			require.NoError(t, err)
 			defer alive.Close()
@@ -119,20 +133,12 @@ func TestKeepFirst(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, unix.Mount("tmpfs", target, "tmpfs", 0, "size=64k"))
 	defer func() { require.NoError(t, mounts.Detach(target)) }()
-	first, err := mounts.Clone(target)
-	require.NoError(t, err)
-	defer first.Close()
-	tree, err := first.File()
-	require.NoError(t, err)
-	defer tree.Close()
+	tree := cloneOf(t, target)
 	// The clone is not; that is how to tell them apart.
 	require.NoError(t, unix.Mount("", target, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
 	caller := exec.Command("true")
 	require.NoError(t, caller.Start())
-	fd, err := unix.PidfdOpen(caller.Process.Pid, 0)
-	require.NoError(t, err)
-	who := os.NewFile(uintptr(fd), "caller")
-	defer who.Close()
+	who := pidfdOf(t, caller)
 	require.NoError(t, caller.Wait())
 	program, err := os.Open("/dev/null")
 	require.NoError(t, err)
@@ -149,6 +155,7 @@ func TestAwaitKeeper(t *testing.T) {
 	require.NoError(t, os.MkdirAll(m.call.Target, 0o700))
 	start := time.Now()
 	require.NoError(t, m.awaitKeeper())
+	require.NoError(t, os.Mkdir(filepath.Join(p.runHome, keepFolder), 0o700))
 	lock, err := p.keeping(m.id, os.O_CREATE, unix.LOCK_SH)
 	require.NoError(t, err)
 	other, err := p.keeping(m.id, os.O_CREATE, unix.LOCK_SH)

@@ -70,8 +70,9 @@ setup() {
 		run_podman unmount "$id"
 		for tenth in 1 2 3 4 5 6 7 8 9 10; do
 			id=$(podman create --uidmap 0:100000:65536 --gidmap 0:200000:65536 "$DEBIAN" true 3>&-)
-			rc=0 delay=00000$((took * tenth / 10))
-			timeout --foreground --signal=KILL "$((took * tenth / 10000000)).${delay: -6}" podman mount "$id" 3>&- >/dev/null 2>&1 || rc=$?
+			rc=0
+			printf -v delay %d.%06d $((took * tenth / 10000000)) $((took * tenth / 10 % 1000000))
+			timeout --foreground --signal=KILL "$delay" podman mount "$id" 3>&- >/dev/null 2>&1 || rc=$?
 			[ "$rc" -ne 137 ] || killed=$((killed + 1))
 		done
 		assert "$killed" -ge 1 "engine $engine: number of mounts that were killed"

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -33,7 +34,26 @@ func scenario() []string {
 func TestDeath(t *testing.T) {
 	a := begin(t, "death")
 	useArchives(t)
-	list := engines()
+	a.eachEngine(t, engines(), func(h *host, share time.Duration) {
+		h.progress()
+		h.everyStep(time.Now().Add(share/2), scenario(), func(env []string, op string) error {
+			cmd := h.child("operate", env, op)
+			out, err := cmd.CombinedOutput()
+			if killed(err) || err == nil { // steps in several threads come by in another order each time
+				return nil
+			}
+			return fmt.Errorf("%w: %s", err, out)
+		})
+		h.randomly(time.Now().Add(share/4), deathCircle(), func(ops []string) string {
+			return "killed during " + h.killAfter(time.Duration(h.a.rand.Int64N(int64(400*time.Millisecond))), ops)
+		})
+	})
+}
+
+// eachEngine has something done in a world of each engine, in any order, and judges
+// what came of it. share is the time that the engine has.
+func (a *area) eachEngine(t *testing.T, list []engine, do func(h *host, share time.Duration)) {
+	t.Helper()
 	a.rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
 	for i, e := range list {
 		if a.over() {
@@ -42,19 +62,18 @@ func TestDeath(t *testing.T) {
 		t.Run(e.name, func(t *testing.T) {
 			share := a.part(1/float64(len(list)-i), 0)
 			h := newHost(t, a, e, filepath.Join(t.TempDir(), "world"))
-			h.progress()
-			h.everyStep(time.Now().Add(share / 2))
-			h.randomly(time.Now().Add(share / 4))
+			do(h, share)
 			h.judge("at the end", true)
 		})
 	}
 }
 
-// everyStep kills each operation of the scenario at each of its steps; where there
-// is a limit of time, at some of them.
-func (h *host) everyStep(until time.Time) {
+// everyStep has each operation of a scenario killed at each of its steps; where there
+// is a limit of time, at some of them. kill does an operation with the environment
+// that kills it, and fails if anything else went wrong.
+func (h *host) everyStep(until time.Time, scenario []string, kill func(env []string, op string) error) {
 	done := []string{"pull", "reset"}
-	for _, op := range scenario() {
+	for _, op := range scenario {
 		require.NoError(h.t, h.do("operate", done...))
 		steps := h.steps(op)
 		for i, step := range steps {
@@ -65,16 +84,18 @@ func (h *host) everyStep(until time.Time) {
 				continue
 			}
 			require.NoError(h.t, h.do("operate", done...))
-			cmd := h.child("operate", []string{fmt.Sprint("SHIFT_FAILPOINT=", i+1)}, op)
-			out, err := cmd.CombinedOutput()
-			if !killed(err) { // steps in several threads come by in another order each time
-				require.NoError(h.t, err, "%s: %s", op, out)
-			}
+			what := fmt.Sprintf("%s killed at step %d, %s", op, i+1, step)
+			require.NoError(h.t, kill([]string{fmt.Sprint("SHIFT_FAILPOINT=", i+1)}, op), what)
 			h.a.faults.Add(1)
-			h.judge(fmt.Sprintf("%s killed at step %d, %s", op, i+1, step), i%5 == 4)
-			// Somebody tries again.
-			if err := h.do("operate", "pull", op); err != nil {
-				h.a.loss("%s: %s killed at step %d, %s: again: %v", h.e.name, op, i+1, step, err)
+			end := i%5 == 4
+			h.judge(what, end)
+			// Somebody tries again, with what there is.
+			again := []string{"pull", op}
+			if end {
+				again = append(slices.Clone(done), op)
+			}
+			if err := h.do("operate", again...); err != nil {
+				h.a.loss("%s: %s: again: %v", h.e.name, what, err)
 			}
 		}
 		h.t.Logf("%s: %d steps of %s", h.e.name, len(steps), op)
@@ -121,29 +142,43 @@ func killed(err error) bool {
 	return ok && status.Signaled() && status.Signal() == syscall.SIGKILL
 }
 
-// randomly kills children that do one operation after the other.
-func (h *host) randomly(until time.Time) {
-	const kills = 170 // more than 1000 with all engines
-	ops := []string{
-		"start:n1:A", "write:n1", "commit:n1", "stop:n1", "start:n1:A", "stop:n1", "durable", "rm:n1", "age", "start:n2:B", "write:n2",
-		"stop:n2", "rm:n2", "trim", "warm:C", "start:n1:A", "stop:n1", "start:n3:C", "stop:n3", "rm:n3", "reset", "rmi:" + imageID, "pull", "start:n1:A", "start:n2:B",
+// circle is what children do, one operation after the other, from any of them on.
+type circle struct {
+	// first is done before, so that all of ops can be.
+	first, ops []string
+	kills      int // of each engine
+}
+
+func deathCircle() circle {
+	return circle{
+		first: []string{"pull", "start:n1:A", "start:n2:B"},
+		ops: []string{
+			"start:n1:A", "write:n1", "commit:n1", "stop:n1", "start:n1:A", "stop:n1", "durable", "rm:n1", "age", "start:n2:B", "write:n2",
+			"stop:n2", "rm:n2", "trim", "warm:C", "start:n1:A", "stop:n1", "start:n3:C", "stop:n3", "rm:n3", "reset", "rmi:" + imageID, "pull", "start:n1:A", "start:n2:B",
+		},
+		kills: 170, // more than 1000 with all engines
 	}
-	for i := range kills {
+}
+
+// randomly has children killed that go round. kill does operations, and tells what it
+// killed.
+func (h *host) randomly(until time.Time, c circle, kill func(ops []string) string) {
+	for i := range c.kills {
 		if h.a.short() && time.Now().After(until) {
 			return
 		}
-		first := h.a.rand.IntN(len(ops))
-		if strings.HasPrefix(ops[first], "rmi:") {
+		first := h.a.rand.IntN(len(c.ops))
+		if strings.HasPrefix(c.ops[first], "rmi:") {
 			first++ // the image is in use
 		}
 		var list []string
 		for j := range 200 {
-			list = append(list, ops[(first+j)%len(ops)])
+			list = append(list, c.ops[(first+j)%len(c.ops)])
 		}
-		require.NoError(h.t, h.do("operate", "pull", "start:n1:A", "start:n2:B"))
-		done := h.killAfter(time.Duration(h.a.rand.Int64N(int64(400*time.Millisecond))), list)
+		require.NoError(h.t, h.do("operate", c.first...))
+		what := kill(list)
 		h.a.faults.Add(1)
-		h.judge(fmt.Sprintf("killed during %s (rm before, perhaps)", done), i%20 == 19)
+		h.judge(what+" (rm before, perhaps)", i%20 == 19)
 	}
 }
 

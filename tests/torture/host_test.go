@@ -108,14 +108,18 @@ func (h *host) judge(what string, end bool) {
 	}
 	err := errors.Join(h.do("judge", args...), h.do("settle", rest))
 	if err == nil {
-		err = leftBehind(h.root, h.e.driver(), end)
+		err = leftBehind(h.root, driverOf(h.e.program), end)
 	}
-	for range 50 {
+	patience := 1
+	if h.e.program != "" {
+		patience = 50 // upkeep and keepers are nobody's children
+	}
+	for range patience {
 		if err == nil || !strings.Contains(err.Error(), "left behind: process") {
 			break
 		}
 		time.Sleep(100 * time.Millisecond) // it may be about to end
-		err = leftBehind(h.root, h.e.driver(), end)
+		err = leftBehind(h.root, driverOf(h.e.program), end)
 	}
 	if err != nil {
 		h.a.loss("%s: %s: %v", h.e.name, what, err)

@@ -82,7 +82,7 @@ func (w *world) forgotten() error {
 	}
 	var failed error
 	for _, l := range []string{lowerLayer, upperLayer, resultID} {
-		merged := filepath.Join(w.root, "graph", w.driver, l, "merged")
+		merged := filepath.Join(w.root, "graph", driverOf(w.program), l, "merged")
 		for failed == nil {
 			if err := unix.Unmount(merged, unix.MNT_DETACH); err != nil {
 				if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
@@ -252,7 +252,7 @@ func (w *world) finish(ctx context.Context) error {
 	if _, serr := w.store.Shutdown(true); serr != nil {
 		err = errors.Join(err, serr)
 	}
-	return errors.Join(err, leftFiles(filepath.Join(w.root, "graph"), w.run, w.driver))
+	return errors.Join(err, leftFiles(filepath.Join(w.root, "graph"), w.run, driverOf(w.program)))
 }
 
 // leftFiles is an error that names what is below the roots of an empty store.

@@ -120,7 +120,7 @@ func (w *world) trim(ctx context.Context) error {
 
 // age lets an hour go by since the entries of the cache were used.
 func (w *world) age() error {
-	names, err := filepath.Glob(filepath.Join(w.root, "graph", w.driver+"-shifted", "*", "*", "used"))
+	names, err := filepath.Glob(filepath.Join(w.root, "graph", driverOf(w.program)+"-shifted", "*", "*", "used"))
 	old := time.Now().Add(-time.Hour)
 	for _, name := range names {
 		err = errors.Join(err, os.Chtimes(name, old, old))

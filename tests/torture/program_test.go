@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -41,83 +40,29 @@ func TestProgram(t *testing.T) {
 		e.program = program
 		list = append(list, e)
 	}
-	a.rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
-	for i, e := range list {
-		if a.over() {
-			break
-		}
-		t.Run(e.name, func(t *testing.T) {
-			share := a.part(1/float64(len(list)-i), 0)
-			h := newHost(t, a, e, filepath.Join(t.TempDir(), "world"))
-			h.everyProgramStep(time.Now().Add(share / 2))
-			h.programRandomly(time.Now().Add(share / 4))
-			h.judge("at the end", true)
-		})
-	}
-}
-
-// everyProgramStep is everyStep: each process that the library starts for an
-// operation dies at the same of its steps.
-func (h *host) everyProgramStep(until time.Time) {
-	done := []string{"pull", "reset"}
-	for _, op := range programScenario() {
-		require.NoError(h.t, h.do("operate", done...))
-		steps := h.steps(op)
-		for i, step := range steps {
-			if h.a.short() && time.Now().After(until) {
-				return
-			}
-			if h.a.short() && h.a.rand.IntN(10) > 0 {
-				continue
-			}
-			require.NoError(h.t, h.do("operate", done...))
-			// The library says that its program was killed, or does not notice, if it
-			// was one of those that the program starts.
-			_, err := h.with([]string{fmt.Sprint("SHIFT_FAILPOINT=", i+1)}, "operate", op)
-			h.a.faults.Add(1)
+	a.eachEngine(t, list, func(h *host, share time.Duration) {
+		// Each process that the library starts for an operation dies at the same of its steps.
+		h.everyStep(time.Now().Add(share/2), programScenario(), func(env []string, op string) error {
+			_, err := h.with(env, "operate", op)
+			// Nothing is said of those that the program starts.
 			if err != nil && !strings.Contains(err.Error(), "signal: killed") {
-				h.a.loss("%s: %s, its program killed at step %d, %s: %v", h.e.name, op, i+1, step, err)
+				h.a.loss("%s: %s, its program killed: %v", h.e.name, op, err)
 			}
-			end := i%5 == 4
-			h.judge(fmt.Sprintf("program of %s killed at step %d, %s", op, i+1, step), end)
-			again := []string{"pull", op}
-			if end {
-				again = append(slices.Clone(done), op)
-			}
-			if err := h.do("operate", again...); err != nil {
-				h.a.loss("%s: %s, its program killed at step %d, %s: again: %v", h.e.name, op, i+1, step, err)
-			}
-		}
-		h.t.Logf("%s: %d steps of %s", h.e.name, len(steps), op)
-		done = append(done, op)
-	}
+			return nil
+		})
+		h.randomly(time.Now().Add(share/4), programCircle(), h.killGroup)
+	})
 }
 
-// programRandomly kills a child that does one operation after the other, its mount
-// program, or both.
-func (h *host) programRandomly(until time.Time) {
-	const kills = 40
-	ops := []string{
-		"start:n1:A", "write:n1", "commit:n1", "stop:n1", "start:n1:A", "stop:n1", "rm:n1", "age", "start:n2:C", "write:n2", "commit:n2",
-		"stop:n2", "rm:n2", "trim", "start:n1:A", "start:n4:", "write:n4", "stop:n1", "start:n3:C", "commit:n3", "stop:n3", "rm:n3", "reset",
-		"rmi:" + imageID, "trim", "pull", "start:n1:A", "start:n2:C", "start:n3:C", "start:n4:",
-	}
-	for i := range kills {
-		if h.a.short() && time.Now().After(until) {
-			return
-		}
-		first := h.a.rand.IntN(len(ops))
-		if strings.HasPrefix(ops[first], "rmi:") {
-			first++ // the image is in use
-		}
-		var list []string
-		for j := range 200 {
-			list = append(list, ops[(first+j)%len(ops)])
-		}
-		require.NoError(h.t, h.do("operate", "pull", "start:n1:A", "start:n2:C", "start:n3:C", "start:n4:"))
-		what := h.killGroup(list)
-		h.a.faults.Add(1)
-		h.judge(what+" (rm before, perhaps)", i%20 == 19)
+func programCircle() circle {
+	return circle{
+		first: []string{"pull", "start:n1:A", "start:n2:C", "start:n3:C", "start:n4:"},
+		ops: []string{
+			"start:n1:A", "write:n1", "commit:n1", "stop:n1", "start:n1:A", "stop:n1", "rm:n1", "age", "start:n2:C", "write:n2", "commit:n2",
+			"stop:n2", "rm:n2", "trim", "start:n1:A", "start:n4:", "write:n4", "stop:n1", "start:n3:C", "commit:n3", "stop:n3", "rm:n3", "reset",
+			"rmi:" + imageID, "trim", "pull", "start:n1:A", "start:n2:C", "start:n3:C", "start:n4:",
+		},
+		kills: 40,
 	}
 }
 

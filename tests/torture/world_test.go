@@ -69,8 +69,16 @@ type world struct {
 	// to be survived.
 	run   string
 	store storage.Store
-	// driver is the name of the driver, and program the mount program, if that is what is tortured.
-	driver, program string
+	// program is the mount program, if that is what is tortured.
+	program string
+}
+
+// driverOf is the name of the driver in worlds with a mount program, or without: "".
+func driverOf(program string) string {
+	if program != "" {
+		return "overlay"
+	}
+	return driverName
 }
 
 // engine is what shiftoverlay.conf says in a world.
@@ -80,14 +88,6 @@ type engine struct {
 	noIdmap bool
 	// program is the mount program, for worlds of the driver overlay.
 	program string
-}
-
-// driver is the name of the driver in such worlds.
-func (e engine) driver() string {
-	if e.program != "" {
-		return "overlay"
-	}
-	return driverName
 }
 
 // engines are the ways to shift.
@@ -169,7 +169,7 @@ const archivesEnv = "TORTURE_ARCHIVES"
 // openWorld opens the store of the world that the environment names.
 func openWorld() (*world, error) {
 	root := os.Getenv(worldEnv)
-	w := &world{root: root, run: filepath.Join(root, "run"), driver: driverName, program: os.Getenv(programEnv)}
+	w := &world{root: root, run: filepath.Join(root, "run"), program: os.Getenv(programEnv)}
 	if run := os.Getenv(worldEnv + "_RUN"); run != "" {
 		w.run = run
 	}
@@ -178,11 +178,11 @@ func openWorld() (*world, error) {
 	}
 	var options []string
 	if w.program != "" {
-		w.driver, options = "overlay", []string{"overlay.mount_program=" + w.program}
+		options = []string{"overlay.mount_program=" + w.program}
 	}
 	var err error
 	w.store, err = storage.GetStore(types.StoreOptions{
-		GraphRoot: filepath.Join(root, "graph"), RunRoot: w.run, GraphDriverName: w.driver, GraphDriverOptions: options,
+		GraphRoot: filepath.Join(root, "graph"), RunRoot: w.run, GraphDriverName: driverOf(w.program), GraphDriverOptions: options,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
